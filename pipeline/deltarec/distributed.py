@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process group, the device, and the few collectives the pipeline needs beyond TorchRec's."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def launched() -> bool:
+    """Whether a launcher (torchrun, TorchX) started this process as one rank of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.device]:
+    """Join the launcher's process group, or a group of one; yields this rank's device.
+
+    CPU tensors always travel over gloo, so host-side reductions work on GPU jobs too.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device = torch.device("cpu")
+        backend = "gloo"
+        # torchrun sets one thread a process; the cores are there to be shared.
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    if launched():
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    return dist.get_world_size()
+
+
+def is_main() -> bool:
+    """Whether this rank is the one that writes files and prints."""
+    return rank() == 0
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks of a tensor of equal shape on each; the input stays as it was."""
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
+    """Send row i of every tensor to rank `destination[i]`; returns the rows received.
+
+    Rows arrive ordered by sending rank, then by their order there.
+
+    Args:
+        tensors: CPU tensors of shape `[rows, ...]`, all with the same number of rows.
+        destination: int64 `[rows]`, ranks.
+    """
+    order = torch.argsort(destination, stable=True)
+    sent = torch.bincount(destination, minlength=world_size())
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    outputs = []
+    for tensor in tensors:
+        output = tensor.new_empty((int(received.sum()), *tensor.shape[1:]))
+        dist.all_to_all_single(output, tensor[order], received.tolist(), sent.tolist())
+        outputs.append(output)
+    return outputs

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data-root",
+        type=Path,
+        default=ROOT / "data" / "raw",
+        help="folder with the public datasets (ml-1m, ...); tests that need one skip without it",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_root(request: pytest.FixtureRequest) -> Path:
+    return request.config.getoption("--data-root")
+
+
+@pytest.fixture(scope="session")
+def ml1m(data_root: Path) -> Path:
+    folder = data_root / "ml-1m"
+    if not (folder / "ratings.parquet").is_file():
+        pytest.skip(f"MovieLens-1M is not at {folder}; give its parent by --data-root")
+    return folder
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120):
+    """Run a module-level function as `world_size` gloo ranks; returns each rank's result in order."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchrec"])  # imported once, then every rank is a quick fork
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout)
+        stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]
+        for process in ranks:
+            process.kill()
+        files = [Path(folder, f"result_{rank}") for rank in range(world_size)]
+        outcomes = [pickle.loads(f.read_bytes()) if f.is_file() else None for f in files]
+    for rank, outcome in enumerate(outcomes):
+        if outcome is not None and not outcome[0]:
+            raise AssertionError(f"rank {rank} of {world_size} failed:\n{outcome[1]}")
+    if stuck or None in outcomes:
+        raise AssertionError(f"ranks {stuck} of {world_size} did not finish within {timeout} s")
+    return [outcome[1] for outcome in outcomes]
+
+
+def _rank_main(
+    folder: str, rank: int, world_size: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    try:
+        outcome = (True, function(*args))
+    except BaseException:
+        outcome = (False, traceback.format_exc())
+    partial = Path(folder, f"partial_{rank}")
+    partial.write_bytes(pickle.dumps(outcome))
+    partial.rename(Path(folder, f"result_{rank}"))
+    if outcome[0]:
+        dist.destroy_process_group()
