@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+from deltarec.metrics.evaluation import Result, Values
+
+
+def render(result: Result) -> str:
+    """Draw the result of an evaluation as aligned plain text, one line a task and scenario.
+
+    What is undefined is `-`; what the task does not measure is blank.
+    """
+    rows = [
+        (task, scenario, values)
+        for task, measured in result.items()
+        for scenario, values in [("all", measured["all"]), *measured["scenario"].items()]
+    ]
+    columns = list(dict.fromkeys(name for _, _, values in rows for name in values if name != "n"))
+    columns.append("n")
+    lines = [["task", "scenario", *columns]]
+    lines += [[task, scenario, *_cells(values, columns)] for task, scenario, values in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _cells(values: Values, columns: list[str]) -> list[str]:
+    return [_cell(values[name]) if name in values else "" for name in columns]
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.6f}"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    """Names to the left, numbers to the right."""
+    names = [cell.ljust(width) for cell, width in zip(cells[:2], widths[:2], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[2:], widths[2:], strict=True)]
+    return "  ".join(names + numbers).rstrip()
