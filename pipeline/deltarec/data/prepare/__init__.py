@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+from deltarec.data.prepare.adult import Adult
+from deltarec.data.prepare.dataset import Dataset
+from deltarec.data.prepare.movielens1m import MovieLens1M
+from deltarec.data.prepare.synth import Synth
+
+DATASETS: dict[str, type[Dataset]] = {
+    "adult": Adult,
+    "movielens-1m": MovieLens1M,
+    "synth": Synth,
+}

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Raw public data to Parquet folders: what every dataset shares.
+
+A prepared folder holds `train/`, `valid/` and `test/` with one Parquet file each, and
+`dataset.json` (options, rows of each split, table sizes, notes). It appears under its name only
+when it is whole: it is built in a sibling folder and renamed.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+from tqdm import tqdm
+
+from deltarec.config import Config
+
+SPLITS = ("train", "valid", "test")
+
+
+class Dataset(Config):
+    """A dataset that can be prepared; the fields of a subclass are its options."""
+
+    dataset: str
+    """Name of the dataset."""
+
+    @abstractmethod
+    def write(self, source: Path, target: Path) -> dict[str, Any]:
+        """Write the three splits.
+
+        Args:
+            source: folder of the raw files.
+            target: an empty folder.
+
+        Returns:
+            What `dataset.json` says beside options and rows: `table_sizes` (number of rows that a
+            table for the column needs), `notes`, and what else is known of the data.
+
+        Raises:
+            ValueError: a raw file is missing.
+        """
+
+
+def prepare(dataset: Dataset, source: Path, target: Path) -> None:
+    """Build the folder `target`; interrupted at any moment, it leaves nothing under that name.
+
+    Raises:
+        ValueError: a raw file is missing, or `target` is already there.
+    """
+    if target.exists():
+        raise ValueError(f"{target}: already there; remove it or give another folder")
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
+    partial.mkdir(parents=True)
+    print(f"preparing {dataset.dataset} from {source}", file=sys.stderr, flush=True)
+    begin = time.monotonic()
+    try:
+        facts = dataset.write(source, partial)
+        rows = {split: pq.read_metadata(_file(partial, split)).num_rows for split in SPLITS}
+        summary = {
+            "dataset": dataset.dataset,
+            "options": dataset.model_dump(mode="json"),
+            "source": str(source),
+            "rows": rows,
+            **facts,
+        }
+        (partial / "dataset.json").write_text(json.dumps(summary, indent=2) + "\n")
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
+    seconds = time.monotonic() - begin
+    print(f"prepared {target}: {counts} rows in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def prepare_once(dataset: Dataset, source: Path, root: Path) -> Path:
+    """The prepared folder inside `root`, built at first use; any number of processes may ask.
+
+    Raises:
+        ValueError: a raw file is missing.
+    """
+    options = json.dumps([dataset.model_dump(mode="json"), str(source.resolve())], sort_keys=True)
+    name = f"{dataset.dataset}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
+    target = root / name
+    if not target.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{name}.lock"):
+            if not target.exists():
+                prepare(dataset, source, target)
+    return target
+
+
+def require(path: Path, origin: str) -> Path:
+    """The path of a raw file.
+
+    Raises:
+        ValueError: the file is not there; `origin` tells where it can be had.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; the dataset can be had at {origin}")
+    return path
+
+
+def write_split(target: Path, split: str, num_rows: int, tables: Iterable[pa.Table]) -> None:
+    """Write one split from a stream of tables of any sizes, which together have `num_rows` rows.
+
+    Row groups are of equal size (to within one row) and do not depend on how the stream is cut; at
+    most one row group is held in memory, beside the table that comes.
+    """
+    file = _file(target, split)
+    file.parent.mkdir()
+    groups = _row_groups(_ahead(tables), row_group_ends(num_rows))
+    first = next(groups)
+    with (
+        _writer(file, first.schema) as writer,
+        tqdm(total=num_rows, desc=split, unit="row", unit_scale=True, disable=None) as progress,
+    ):
+        for group in itertools.chain([first], groups):
+            writer.write_table(group)
+            progress.update(len(group))
+
+
+def row_group_ends(num_rows: int) -> list[int]:
+    """Last row, exclusive, of each row group: 96 of them where each gets 1,024 to 65,536 rows."""
+    num_groups = max(-(-num_rows // 65_536), min(96, num_rows // 1_024), 1)
+    return [num_rows * (group + 1) // num_groups for group in range(num_groups)]
+
+
+def _row_groups(tables: Iterable[pa.Table], ends: list[int]) -> Iterator[pa.Table]:
+    """Cut a stream of tables anew, so that the first rows end at `ends[0]`, and so on."""
+    pending: list[pa.Table] = []
+    begin, num_pending = 0, 0
+    for table in tables:
+        pending.append(table)
+        num_pending += len(table)
+        while ends and begin + num_pending >= ends[0]:
+            whole = pa.concat_tables(pending)
+            group_rows = ends[0] - begin
+            yield whole.slice(0, group_rows).combine_chunks()
+            pending, num_pending = [whole.slice(group_rows)], num_pending - group_rows
+            begin = ends.pop(0)
+    assert not ends and num_pending == 0, f"{begin + num_pending} rows, ends left: {ends}"
+
+
+def _writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # Random floats have no repeats for a dictionary to find; looking for them takes half the time.
+    repeating: Any = [field.name for field in schema if not pa.types.is_floating(field.type)]
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeating)
+
+
+def _ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, each made while the one before is written."""
+    iterator = iter(tables)
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, iterator, None)
+        while (table := future.result()) is not None:
+            future = thread.submit(next, iterator, None)
+            yield table
+
+
+def _file(folder: Path, split: str) -> Path:
+    return folder / split / "part-00000.parquet"
