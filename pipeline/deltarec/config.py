@@ -53,9 +53,12 @@ class OneOf:
         self.registry = registry
         self.key = key
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         choices = {
-            name: handler.generate_schema(_config_type(part)) for name, part in self.registry.items()
+            name: handler.generate_schema(_config_type(part))
+            for name, part in self.registry.items()
         }
         return core_schema.tagged_union_schema(choices, discriminator=self.key)
 
@@ -136,7 +139,7 @@ def _expected(names: Any) -> str:
 
 def _describe(item: Any, data: Any) -> str:
     """One pydantic error as `path.to.key: what is wrong`."""
-    key = _key_path(item["loc"], data)
+    key = _key_path(item["loc"], data, absent=item["type"] == "missing")
     context = item.get("ctx", {})
     match item["type"]:
         case "missing":
@@ -152,15 +155,18 @@ def _describe(item: Any, data: Any) -> str:
     return f"{key}: {problem}" if key else problem
 
 
-def _key_path(location: Sequence[str | int], data: Any) -> str:
-    """The key as it stands in the file: pydantic's location also has the names of union members."""
+def _key_path(location: Sequence[str | int], data: Any, absent: bool) -> str:
+    """The key as it stands in the file: pydantic's location also has the names of union members.
+
+    `absent` says that the last part of the location is a key that the file should have.
+    """
     path = []
     for depth, part in enumerate(location):
         inside = isinstance(data, Mapping) and part in data
         inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
         if inside:
             data = data[part]
-        elif depth < len(location) - 1:
+        elif not (absent and depth == len(location) - 1):
             continue
         path.append(str(part))
     return ".".join(path)

@@ -44,10 +44,12 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
 
 
 def rank() -> int:
+    """This process's place among all of the job."""
     return dist.get_rank()
 
 
 def world_size() -> int:
+    """How many processes the job has."""
     return dist.get_world_size()
 
 

@@ -17,6 +17,7 @@ class AUC(Metric):
     """The chance that a positive is scored above a negative; undefined for one class."""
 
     kind = "binary"
+    larger_is_better = True
     partition = "score"
 
     def local(self, samples: Samples, group: Tensor, num_groups: int) -> Tensor:

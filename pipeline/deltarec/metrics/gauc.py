@@ -14,6 +14,7 @@ class GAUC(Metric):
     """
 
     kind = "binary"
+    larger_is_better = True
     partition = "user"
 
     def local(self, samples: Samples, group: Tensor, num_groups: int) -> Tensor:

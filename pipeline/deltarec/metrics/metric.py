@@ -37,6 +37,8 @@ class Metric(ABC):
 
     kind: ClassVar[Kind]
     """The tasks it is for."""
+    larger_is_better: ClassVar[bool] = False
+    """Which way early stopping looks."""
     partition: ClassVar[Partition] = "none"
     """How samples lie on ranks when `local` gets them.
 

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console command `deltarec`: parse, load, call.
+
+Heavy imports stand inside the verbs, so that `--help` and usage errors answer at once.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltarec import __version__
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 1 for a job that failed, 2 for bad input."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options, arguments)
+    except ValueError as error:
+        rank = os.environ.get("RANK")
+        where = f"deltarec (rank {rank})" if rank not in (None, "0") else "deltarec"
+        for line in str(error).splitlines():
+            print(f"{where}: error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("deltarec: interrupted", file=sys.stderr)
+        return 130
+
+
+def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.doctor import examine
+
+    found = examine()
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            if name not in ("problems", "mend"):
+                print(f"{name:12} {value}")
+        for problem in found["problems"]:
+            print(f"problem: {problem}")
+        print(f"to mend: {found['mend']}" if found["problems"] else "all is well")
+    return 1 if found["problems"] else 0
+
+
+def _prepare(options: argparse.Namespace, arguments: list[str]) -> int:
+    from omegaconf import OmegaConf
+
+    from deltarec.config import validate
+    from deltarec.data.prepare import DATASETS
+    from deltarec.data.prepare.dataset import prepare
+
+    if options.dataset not in DATASETS:
+        raise ValueError(f"dataset '{options.dataset}' is not known: one of {', '.join(DATASETS)}")
+    values = OmegaConf.to_container(OmegaConf.from_dotlist(options.set))
+    data = {"dataset": options.dataset, **values}  # pyright: ignore
+    dataset = validate(DATASETS[options.dataset], data, source="--set")
+    target = Path(options.target)
+    prepare(dataset, Path(options.source), target)
+    _answer(options, {"target": str(target)}, f"prepared {options.dataset} in {target}")
+    return 0
+
+
+def _train(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.trainer import check
+
+    job = _load(options)
+    check(job)
+    if options.nproc is not None:
+        return _launch(options.nproc, arguments)
+    from deltarec.distributed import is_main, process_group
+    from deltarec.run_folder import RunFolder
+    from deltarec.trainer import Trainer, report
+
+    with process_group() as device:
+        run = RunFolder.create(options.run_dir, Path(options.config).stem)
+        result = Trainer(job, run, device).fit()
+        if is_main():
+            _answer(options, result, f"{report(result)}\nrun folder: {run.path}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.config import load
+    from deltarec.job import Job
+
+    saved = options.run_dir / "config.yaml"
+    job = load(Job, saved, options.set)
+    if not getattr(job.data, options.split):
+        raise ValueError(f"{saved}: data.{options.split} names no files")
+    if options.nproc is not None:
+        return _launch(options.nproc, arguments)
+    from deltarec.distributed import is_main, process_group
+    from deltarec.metrics.table import render
+    from deltarec.run_folder import RunFolder
+    from deltarec.trainer import Trainer
+
+    with process_group() as device:
+        trainer = Trainer(job, RunFolder(options.run_dir), device)
+        state = trainer.checkpoints.load(options.checkpoint)
+        result = trainer.evaluate(options.split)
+        if is_main():
+            answer = {"step": state.step, "split": options.split, "metrics": result}
+            _answer(options, answer, f"{options.split}, step {state.step}\n{render(result)}")
+    return 0
+
+
+def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
+    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    if options.name not in names:
+        raise ValueError(
+            f"benchmark '{options.name}' is not known: one of {', '.join(names)} (in {BENCHMARKS})"
+        )
+    sys.argv = [options.name, *options.arguments]
+    runpy.run_path(str(BENCHMARKS / f"{options.name}.py"), run_name="__main__")
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from deltarec.config import load
+    from deltarec.job import Job
+
+    return load(Job, options.config, options.set)
+
+
+def _launch(num_processes: int, arguments: list[str]) -> int:
+    """Run this very command as `num_processes` ranks on this machine."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from deltarec.distributed import launched
+
+    if launched():
+        raise ValueError("--nproc: a launcher has started this process already; leave it out")
+    if num_processes < 1:
+        raise ValueError(f"--nproc: expected at least 1, got {num_processes}")
+    place = arguments.index("--nproc") if "--nproc" in arguments else None
+    if place is None:  # --nproc=N
+        kept = [word for word in arguments if not word.startswith("--nproc=")]
+    else:
+        kept = arguments[:place] + arguments[place + 2 :]
+    configuration = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; ranks divide the cores later
+    try:
+        elastic_launch(configuration, sys.executable)("-m", "deltarec.cli", *kept)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> None:
+    print(json.dumps(answer) if options.json else text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deltarec", description="Trains ranking models.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="answer as one JSON object")
+        return sub
+
+    def overrides(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="path.to.key=value",
+            help="override one key of the configuration; repeatable",
+        )
+
+    def processes(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--nproc", type=int, help="number of processes on this machine")
+
+    verb("doctor", _doctor, "Prints versions and says whether they fit together.")
+
+    prepare = verb("prepare", _prepare, "Turns raw public data into Parquet.")
+    prepare.add_argument("dataset", metavar="DATASET", help="adult, movielens-1m or synth")
+    prepare.add_argument("source", metavar="SOURCE", help="folder of the raw data; - for synth")
+    prepare.add_argument("target", metavar="TARGET", help="folder to write, empty or new")
+    overrides(prepare)
+
+    train = verb("train", _train, "Trains a job; resumes one whose run folder has a checkpoint.")
+    train.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    train.add_argument("--run-dir", type=Path, help="run folder; runs/NAME-TIME if not given")
+    overrides(train)
+    processes(train)
+
+    evaluate = verb("evaluate", _evaluate, "Computes the metrics of a run's checkpoint.")
+    evaluate.add_argument("--run-dir", type=Path, required=True, help="the run folder")
+    evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    overrides(evaluate)
+    processes(evaluate)
+
+    bench = verb("bench", _bench, "Runs a benchmark of the repository.")
+    bench.add_argument("name", metavar="NAME", help="reader or train")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="for the benchmark itself")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank's share of a global batch, as tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from deltarec.data.block import Block
+from deltarec.data.schema import Schema
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the training data a job stands: the first sample not yet trained."""
+
+    epoch: int
+    samples: int
+    """Samples of the epoch before it, over all ranks."""
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B samples; every rank has the same B.
+
+    Where a rank has fewer samples of the global batch, it is padded: empty id lists (which look up
+    nothing and get no gradient), zeros, mask false, index -1.
+    """
+
+    pooled: KeyedJaggedTensor | None
+    """Features that TorchRec pools without weights."""
+    weighted: KeyedJaggedTensor | None
+    """Features that TorchRec pools with weights."""
+    unpooled: KeyedJaggedTensor | None
+    """Features of the tables that sequences use."""
+    dense: Tensor
+    """Float32 `[B, N]`."""
+    labels: Tensor
+    """Float32 `[B, T]`."""
+    mask: Tensor
+    """Bool `[B, T]`: whether the sample belongs to the task."""
+    scenario: Tensor
+    """Int64 `[B]`, positions in `scenario.values`."""
+    weight: Tensor
+    """Float32 `[B]`."""
+    index: Tensor
+    """Int64 `[B]`, the sample's row in the dataset; -1 for padding."""
+    user: Tensor
+    """Int64 `[B]`, or `[0]` where no user column is configured."""
+    num_samples: int
+    """Real samples of the global batch, over all ranks."""
+    epoch: int
+    next: Position
+    """The position after this batch."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self._map(lambda value: value.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        self._map(lambda value: value.record_stream(stream) or value)
+
+    def _map(self, function) -> "Batch":
+        changed = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, (Tensor, KeyedJaggedTensor)):
+                changed[item.name] = function(value)
+        return replace(self, **changed)
+
+
+def make_batch(
+    block: Block, schema: Schema, size: int, num_samples: int, epoch: int, after: Position
+) -> Batch:
+    """A batch of `size` samples from a block of at most so many rows."""
+    padding = size - block.num_rows
+
+    def padded(name: str, fill: float = 0) -> Tensor:
+        column = block.flat[name]
+        if padding:
+            tail = np.full((padding, *column.shape[1:]), fill, dtype=column.dtype)
+            column = np.concatenate([column, tail])
+        return torch.from_numpy(np.ascontiguousarray(column))
+
+    return Batch(
+        pooled=_jagged(block, schema.pooled, padding),
+        weighted=_jagged(block, schema.weighted, padding),
+        unpooled=_jagged(block, schema.unpooled, padding),
+        dense=padded("dense"),
+        labels=padded("labels"),
+        mask=padded("mask"),
+        scenario=padded("scenario"),
+        weight=padded("weight") if schema.weight else torch.ones(size),
+        index=padded("index", fill=-1),
+        user=padded("user") if schema.user else torch.empty(0, dtype=torch.int64),
+        num_samples=num_samples,
+        epoch=epoch,
+        next=after,
+    )
+
+
+def _jagged(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTensor | None:
+    """Columns side by side as a KeyedJaggedTensor: key after key, sample after sample."""
+    if not keys:
+        return None
+    rows = block.num_rows
+    lengths = np.zeros((len(keys), rows + padding), dtype=np.int32)
+    values, weights = [], []
+    for i, key in enumerate(keys):
+        ragged = block.ragged.get(key)
+        if ragged is None:
+            values.append(block.flat[key])
+            lengths[i, :rows] = 1
+        else:
+            values.append(ragged.values)
+            lengths[i, :rows] = ragged.lengths
+            if ragged.weights is not None:
+                weights.append(ragged.weights)
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.from_numpy(np.concatenate(values)),
+        lengths=torch.from_numpy(lengths.reshape(-1)),
+        weights=torch.from_numpy(np.concatenate(weights)) if weights else None,
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoded rows in columns of NumPy arrays: what lies between Arrow and a `Batch`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column of lists: `values [sum of lengths]`, `lengths [rows]`, weights like the values."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+    weights: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        ends = np.cumsum(self.lengths)
+        lengths = self.lengths[rows]
+        source_starts = (ends - self.lengths)[rows]
+        target_starts = np.cumsum(lengths) - lengths
+        index = np.arange(lengths.sum()) + np.repeat(source_starts - target_starts, lengths)
+        weights = None if self.weights is None else self.weights[index]
+        return Ragged(self.values[index], lengths, weights)
+
+    def slice(self, start: int, stop: int) -> "Ragged":
+        first = int(self.lengths[:start].sum())
+        last = first + int(self.lengths[start:stop].sum())
+        weights = None if self.weights is None else self.weights[first:last]
+        return Ragged(self.values[first:last], self.lengths[start:stop], weights)
+
+    @staticmethod
+    def concat(parts: Sequence["Ragged"]) -> "Ragged":
+        weights = [part.weights for part in parts if part.weights is not None]
+        return Ragged(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate(weights) if weights else None,
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a dataset, by column name; flat columns are `[rows]`, tables `[rows, columns]`."""
+
+    flat: dict[str, np.ndarray]
+    """Id features (int64) and the columns that every block has: `dense [rows, N]` and
+    `labels`, `mask [rows, T]`, `scenario`, `user`, `weight`, `index`."""
+    ragged: dict[str, Ragged]
+    invalid: Counter[str] = field(default_factory=Counter)
+    """How many values each policy mended, by `feature.policy`."""
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.flat["index"])
+
+    def take(self, rows: np.ndarray) -> "Block":
+        return Block(
+            {name: np.take(column, rows, axis=0) for name, column in self.flat.items()},
+            {name: column.take(rows) for name, column in self.ragged.items()},
+            self.invalid,
+        )
+
+    def slice(self, start: int, stop: int) -> "Block":
+        return Block(
+            {name: column[start:stop] for name, column in self.flat.items()},
+            {name: column.slice(start, stop) for name, column in self.ragged.items()},
+        )
+
+    @staticmethod
+    def concat(blocks: Sequence["Block"]) -> "Block":
+        if len(blocks) == 1:
+            return blocks[0]
+        return Block(
+            {n: np.concatenate([b.flat[n] for b in blocks]) for n in blocks[0].flat},
+            {n: Ragged.concat([b.ragged[n] for b in blocks]) for n in blocks[0].ragged},
+            sum((block.invalid for block in blocks), Counter()),
+        )

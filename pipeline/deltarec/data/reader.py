@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parquet files to batches: each sample to exactly one rank, exactly once an epoch.
+
+The order is `streams.py`'s. A rank reads window by window: the next window of every stream it owns,
+decoded and shuffled into one `Block`, from which batches are cut. Two threads run ahead of the
+trainer, one decoding the next window, one cutting batches.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from deltarec.config import Config
+from deltarec.data.batch import Batch, Position, make_batch
+from deltarec.data.block import Block
+from deltarec.data.decode import decode
+from deltarec.data.files import ParquetFile
+from deltarec.data.prefetch import prefetched
+from deltarec.data.schema import Schema
+from deltarec.data.streams import EpochOrder, Segment
+
+WHOLE_ROW_GROUP = 131_072
+"""Row groups up to so many rows are read whole, longer ones in pieces of that size."""
+
+
+class ReaderConfig(Config):
+    """How files are read."""
+
+    streams: int = Field(default=24, gt=0)
+    """Logical streams that the rows are cut into; a multiple of the number of processes. The order
+    of an epoch depends on it, and not on the processes."""
+    shuffle: bool = True
+    """Whether the training data are shuffled."""
+    shuffle_window: int = Field(default=8192, gt=0)
+    """Samples of a stream that are shuffled among themselves; memory grows with it."""
+    prefetch: int = Field(default=4, gt=0)
+    """Batches made ahead of the trainer."""
+
+
+class Reader:
+    """Reads one rank's share of a dataset.
+
+    Args:
+        files: what `files.find` found.
+        schema: the columns and what they mean.
+        config: streams, shuffling, prefetching.
+        batch_size: samples of a global batch, over all ranks.
+        seed: of the shuffle; None reads in file order.
+        rank: this rank.
+        num_ranks: how many ranks share the data.
+        pin_memory: whether batches are put into page-locked memory, for copies to a GPU.
+
+    Raises:
+        ValueError: a column is missing or of a wrong type, or the streams cannot be divided.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[ParquetFile],
+        schema: Schema,
+        config: ReaderConfig,
+        batch_size: int,
+        seed: int | None,
+        rank: int = 0,
+        num_ranks: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if config.streams % num_ranks:
+            raise ValueError(
+                f"data.reader.streams is {config.streams}, which {num_ranks} processes cannot "
+                f"divide; set it to a multiple, such as {num_ranks * -(-24 // num_ranks)}"
+            )
+        for file in files:
+            schema.check(file.schema, file.path)
+        self.schema = schema
+        self.config = config
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.pin_memory = pin_memory
+        self.invalid: Counter[str] = Counter()
+        """Values mended so far by each policy, by `feature.policy`."""
+        self._row_groups = [
+            (file, group, rows) for file in files for group, rows in enumerate(file.row_groups)
+        ]
+        sizes = [rows for _, _, rows in self._row_groups]
+        self.order = EpochOrder(sizes, config.streams, config.shuffle_window, seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch, over all ranks."""
+        return self.order.num_rows
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches of an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def read(self, start: Position, epochs: int) -> Iterator[Batch]:
+        """Batches from a position to the end of the last epoch, prefetched."""
+        return prefetched(self._read(start, epochs), self.config.prefetch)
+
+    def _read(self, start: Position, epochs: int) -> Iterator[Batch]:
+        for epoch in range(start.epoch, epochs):
+            for batch in self._epoch(epoch, start.samples if epoch == start.epoch else 0):
+                yield batch.pin_memory() if self.pin_memory else batch
+
+    def _epoch(self, epoch: int, samples: int) -> Iterator[Batch]:
+        order, rank = self.order, self.rank
+        blocks = prefetched(self._blocks(epoch, samples), depth=1)
+        pending: list[Block] = []
+        for start in range(samples, self.num_samples, self.batch_size):
+            stop = min(start + self.batch_size, self.num_samples)
+            counts = order.rank_counts(stop, self.num_ranks)
+            counts -= order.rank_counts(start, self.num_ranks)
+            while sum(block.num_rows for block in pending) < counts[rank]:
+                pending.append(next(blocks))
+            rows = Block.concat(pending) if pending else self._empty()
+            pending = [rows.slice(int(counts[rank]), rows.num_rows)]
+            after = Position(epoch, stop) if stop < self.num_samples else Position(epoch + 1, 0)
+            share = rows.slice(0, int(counts[rank]))
+            yield make_batch(share, self.schema, int(counts.max()), stop - start, epoch, after)
+
+    def _empty(self) -> Block:
+        file = self._row_groups[0][0]
+        table = file.schema.empty_table()
+        return decode(self.schema, table, np.empty(0, dtype=np.int64), file.path)
+
+    def _blocks(self, epoch: int, samples: int) -> Iterator[Block]:
+        """This rank's samples from the given place of the epoch, a shuffled window at a time."""
+        order = self.order
+        streams = order.rank_streams(self.rank, self.num_ranks)
+        first = int(order.taken(samples).min()) // order.window
+        per_lane = order.streams_per_lane
+        lanes = [
+            _Lane(
+                self._pieces(order.segments(lane, epoch), skip=first * order.window * per_lane),
+                [stream for stream in streams if stream // per_lane == lane],
+                per_lane,
+                first * order.window * per_lane,
+            )
+            for lane in range(streams[0] // per_lane, streams[-1] // per_lane + 1)
+        ]
+        own = order.lengths[streams.start : streams.stop]
+        done = order.taken(samples)[streams.start : streams.stop].sum()
+        before = np.minimum(own, first * order.window).sum()
+        for window in range(first, -(-int(own.max()) // order.window)):
+            parts, columns, base = [], [], 0
+            for lane in lanes:
+                blocks = [
+                    decode(self.schema, table, index, path)
+                    for table, index, path in lane.read(order.window * per_lane)
+                ]
+                parts += blocks
+                for place, stream in enumerate(lane.streams):
+                    shuffled = order.window_order(stream, window, epoch)
+                    columns.append(base + shuffled * len(lane.streams) + place)
+                base += sum(block.num_rows for block in blocks)
+            block = Block.concat(parts).take(_in_turn(columns))
+            self.invalid.update(block.invalid)
+            skip = int(max(0, done - before))
+            before += block.num_rows
+            yield block.slice(skip, block.num_rows) if skip else block
+
+    def _pieces(
+        self, segments: Sequence[Segment], skip: int
+    ) -> Iterator[tuple[pa.Table, np.ndarray, str]]:
+        """Tables of consecutive rows in a lane's order, with their row numbers and their file."""
+        columns = self.schema.columns()
+        for segment in segments:
+            if skip >= segment.num_rows:
+                skip -= segment.num_rows
+                continue
+            file, group, _ = self._row_groups[segment.row_group]
+            row = segment.first_row - segment.skip
+            low, high = segment.first_row + skip, segment.first_row + segment.num_rows
+            skip = 0
+            try:
+                with file.open() as parquet:
+                    for table in _read_row_group(parquet, group, columns):
+                        start, stop = max(low, row), min(high, row + table.num_rows)
+                        if start < stop:
+                            part = table.slice(start - row, stop - start)
+                            yield part, np.arange(start, stop), file.path
+                        row += table.num_rows
+                        if row >= high:
+                            break
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(
+                    f"{file.path}: row group {group} cannot be read, the file is damaged: {error}"
+                ) from error
+
+
+class _Lane:
+    """Reads the rows of one lane that belong to this rank's streams.
+
+    Args:
+        pieces: the lane's rows, in order, from `position` on.
+        streams: this rank's streams in the lane.
+        per_lane: how many streams the lane has.
+        position: the place in the lane of the first row.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterator[tuple[pa.Table, np.ndarray, str]],
+        streams: Sequence[int],
+        per_lane: int,
+        position: int,
+    ) -> None:
+        self.pieces = pieces
+        self.streams = streams
+        self.per_lane = per_lane
+        self.position = position
+        self.rest: tuple[pa.Table, np.ndarray, str] | None = None
+
+    def read(self, num_rows: int) -> Iterator[tuple[pa.Table, np.ndarray, str]]:
+        """The rank's part of the lane's next rows; fewer at the end of the lane."""
+        while num_rows:
+            piece = self.rest or next(self.pieces, None)
+            if piece is None:
+                return
+            table, index, path = piece
+            self.rest = None
+            if table.num_rows > num_rows:
+                self.rest = table.slice(num_rows), index[num_rows:], path
+                table, index = table.slice(0, num_rows), index[:num_rows]
+            num_rows -= table.num_rows
+            place = np.arange(self.position, self.position + table.num_rows) % self.per_lane
+            self.position += table.num_rows
+            if len(self.streams) < self.per_lane:
+                first = self.streams[0] % self.per_lane
+                mine = np.flatnonzero((place >= first) & (place < first + len(self.streams)))
+                table, index = table.take(mine), index[mine]
+            yield table, index, path
+
+
+def _in_turn(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """One from each column in turn; a column that has ended is passed over."""
+    longest = max(len(column) for column in columns)
+    table = np.full((longest, len(columns)), -1, dtype=np.int64)
+    for i, column in enumerate(columns):
+        table[: len(column), i] = column
+    flat = table.reshape(-1)
+    return flat[flat >= 0]
+
+
+def _read_row_group(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
+    threads = pa.cpu_count() > 1
+    if parquet.metadata.row_group(group).num_rows <= WHOLE_ROW_GROUP:
+        yield parquet.read_row_group(group, columns=columns, use_threads=threads)
+    else:
+        batches = partial(parquet.iter_batches, batch_size=WHOLE_ROW_GROUP, use_threads=threads)
+        for batch in batches(row_groups=[group], columns=columns):
+            yield pa.Table.from_batches([batch])

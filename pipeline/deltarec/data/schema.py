@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the columns of a dataset mean: features, labels, scenario, user and weight."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from deltarec.config import Config, OneOf
+from deltarec.data.transforms import TRANSFORMS, Transform
+
+
+class Feature(Config):
+    """An input of the model, read from one column."""
+
+    column: str | None = None
+    """Column of the files; the feature's own name if not given."""
+    transforms: list[Annotated[Transform, OneOf(TRANSFORMS)]] = Field(default=[])
+    """Applied in order to the column's values."""
+
+
+class SparseFeature(Feature):
+    """A feature of ids, looked up in an embedding table."""
+
+    table: str | None = None
+    """The embedding table; features may share one. The feature's own name if not given."""
+    on_invalid: Literal["error", "clip", "hash", "default"] = "error"
+    """What to do with an id outside the table (and, except under `error`, a null, which becomes the
+    default): stop, take the nearest row, hash it into the table, or take `default`."""
+    default: int = 0
+    """The id that stands for an invalid one under `default`."""
+
+
+class IdFeature(SparseFeature):
+    """One id a sample."""
+
+    kind: Literal["id"]
+
+
+class IdListFeature(SparseFeature):
+    """A list of ids a sample, pooled into one vector; a null list is empty."""
+
+    kind: Literal["ids"]
+    pooling: Literal["sum", "mean"] = "mean"
+    weights: str | None = None
+    """Column with a list of weights beside the ids; pooling must then be `sum`."""
+
+
+class SequenceFeature(SparseFeature):
+    """A list of ids in the order of time, kept whole for a sequence encoder."""
+
+    kind: Literal["sequence"]
+    max_length: int = Field(default=50, gt=0)
+    """Only the last so many ids are kept."""
+    target: str | None = None
+    """The id feature of the same table that the encoder compares the sequence with."""
+
+
+class DenseFeature(Feature):
+    """One number a sample."""
+
+    kind: Literal["dense"]
+    on_invalid: Literal["error", "default"] = "error"
+    """What to do with a null, a NaN or an infinite value: stop, or take `default`."""
+    default: float = 0.0
+
+
+FEATURES: dict[str, type[Feature]] = {
+    "id": IdFeature,
+    "ids": IdListFeature,
+    "sequence": SequenceFeature,
+    "dense": DenseFeature,
+}
+
+
+class Task(Config):
+    """A label to predict."""
+
+    kind: Literal["binary", "regression"] = "binary"
+    """`binary`: logistic loss on a 0/1 label; `regression`: squared error."""
+    label: str | None = None
+    """Column of the label; the task's own name if not given."""
+    mask: str | None = None
+    """Boolean column: the samples that the task lives on. All if not given."""
+    given: str | None = None
+    """Another binary task, declared before: this one lives only on its positive samples."""
+    positive_weight: float = Field(default=1.0, gt=0)
+    """Factor on the loss of positive samples."""
+    on_invalid: Literal["error", "mask"] = "error"
+    """What to do with a null or NaN label: stop, or leave the sample out of the task."""
+
+
+class Scenario(Config):
+    """The column that says which scenario a sample belongs to."""
+
+    column: str
+    values: list[int] | list[str] = Field(min_length=1)
+    """The admissible values; a scenario's id is its position here."""
+    on_invalid: Literal["error", "default"] = "error"
+    """What to do with a null or any other value: stop, or count it to scenario `default`."""
+    default: int | str | None = None
+    """The value that stands for unknown ones; the first one if not given."""
+
+    @property
+    def names(self) -> list[str]:
+        return [str(value) for value in self.values]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Everything that is read from the files, resolved: names, columns, table sizes."""
+
+    features: Mapping[str, Feature]
+    tasks: Mapping[str, Task]
+    scenario: Scenario | None
+    table_rows: Mapping[str, int]
+    user: str | None = None
+    weight: str | None = None
+
+    def column(self, name: str) -> str:
+        """The column of a feature or, failing that, of a task."""
+        feature = self.features.get(name)
+        if feature is not None:
+            return feature.column or name
+        return self.tasks[name].label or name
+
+    def table(self, feature: str) -> str:
+        return self.sparse[feature].table or feature
+
+    @cached_property
+    def sparse(self) -> dict[str, SparseFeature]:
+        return {n: f for n, f in self.features.items() if isinstance(f, SparseFeature)}
+
+    @cached_property
+    def dense(self) -> dict[str, DenseFeature]:
+        return {n: f for n, f in self.features.items() if isinstance(f, DenseFeature)}
+
+    @cached_property
+    def sequences(self) -> dict[str, SequenceFeature]:
+        return {n: f for n, f in self.features.items() if isinstance(f, SequenceFeature)}
+
+    @cached_property
+    def unpooled_tables(self) -> set[str]:
+        """Tables that a sequence uses: TorchRec keeps those apart, in an EmbeddingCollection."""
+        return {self.table(name) for name in self.sequences}
+
+    @cached_property
+    def unpooled(self) -> list[str]:
+        """Features of such tables, in the order of their KeyedJaggedTensor."""
+        return [name for name in self.sparse if self.table(name) in self.unpooled_tables]
+
+    @cached_property
+    def weighted(self) -> list[str]:
+        """Features pooled by TorchRec with weights."""
+        return [n for n in self._pooled_by_torchrec if getattr(self.sparse[n], "weights", None)]
+
+    @cached_property
+    def pooled(self) -> list[str]:
+        """Features pooled by TorchRec without weights."""
+        return [n for n in self._pooled_by_torchrec if n not in self.weighted]
+
+    @property
+    def _pooled_by_torchrec(self) -> list[str]:
+        return [name for name in self.sparse if name not in self.unpooled]
+
+    def columns(self) -> list[str]:
+        """Every column that is read, once."""
+        names = [self.column(name) for name in self.features]
+        names += [
+            f.weights for f in self.features.values() if isinstance(f, IdListFeature) and f.weights
+        ]
+        names += [self.column(name) for name in self.tasks]
+        names += [task.mask for task in self.tasks.values() if task.mask]
+        if self.scenario:
+            names.append(self.scenario.column)
+        names += [name for name in (self.user, self.weight) if name]
+        return list(dict.fromkeys(names))
+
+    def check(self, files_schema: pa.Schema, path: str) -> None:
+        """Compare with the Arrow schema of a file.
+
+        Raises:
+            ValueError: a column is missing or of a type that its use does not admit.
+        """
+        for column in self.columns():
+            if column not in files_schema.names:
+                known = _listing(files_schema.names)
+                raise ValueError(f"{path}: column '{column}' is missing; the file has {known}")
+        for name, feature in self.features.items():
+            column = self.column(name)
+            arrow_type = files_schema.field(column).type
+            if isinstance(feature, (IdListFeature, SequenceFeature)):
+                if not _is_list(arrow_type):
+                    raise _wrong_type(path, column, arrow_type, f"features.{name}", "a list")
+                arrow_type = arrow_type.value_type
+            _check_chain(path, column, arrow_type, name, feature)
+        for column, key in self._number_columns():
+            arrow_type = files_schema.field(column).type
+            if not (_is_number(arrow_type) or pa.types.is_boolean(arrow_type)):
+                raise _wrong_type(path, column, arrow_type, key, "a number or a boolean")
+
+    def _number_columns(self) -> Iterable[tuple[str, str]]:
+        for name, task in self.tasks.items():
+            yield self.column(name), f"tasks.{name}"
+            if task.mask:
+                yield task.mask, f"tasks.{name}.mask"
+        if self.weight:
+            yield self.weight, "data.weight"
+
+
+def _check_chain(
+    path: str, column: str, arrow_type: pa.DataType, name: str, feature: Feature
+) -> None:
+    """Follow the column's type through the transforms to what the feature needs."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    is_string = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
+    is_id = pa.types.is_integer(arrow_type)
+    is_number = _is_number(arrow_type) or pa.types.is_boolean(arrow_type)
+    key = f"features.{name}"
+    for transform in feature.transforms:
+        if not is_number and not (is_string and transform.takes_strings):
+            needed = "a string or a number" if transform.takes_strings else "a number"
+            raise _wrong_type(
+                path, column, arrow_type, f"{key}, transform {transform.name}", needed
+            )  # pyright: ignore
+        is_string, is_number, is_id = False, True, transform.produces == "id"
+    if isinstance(feature, SparseFeature) and not is_id:
+        needed = "an integer, or a transform that makes ids (hash, vocabulary, bucketise)"
+        raise _wrong_type(path, column, arrow_type, key, needed)
+    if isinstance(feature, DenseFeature) and not is_number:
+        raise _wrong_type(path, column, arrow_type, key, "a number")
+
+
+def _wrong_type(
+    path: str, column: str, arrow_type: pa.DataType, key: str, needed: str
+) -> ValueError:
+    return ValueError(f"{path}: column '{column}' is {arrow_type}; {key} needs {needed}")
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(arrow_type)
+        or pa.types.is_large_list(arrow_type)
+        or pa.types.is_fixed_size_list(arrow_type)
+    )
+
+
+def _is_number(arrow_type: pa.DataType) -> bool:
+    return (
+        pa.types.is_integer(arrow_type)
+        or pa.types.is_floating(arrow_type)
+        or pa.types.is_decimal(arrow_type)
+    )
+
+
+def _listing(names: list[str], most: int = 20) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

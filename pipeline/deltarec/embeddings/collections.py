@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TorchRec collections from the schema, on the meta device, and their outputs by feature name.
+
+Tables that a sequence uses live in EmbeddingCollections (one for each dimension: a collection has only
+one) and other features of those tables are pooled here; all other tables live in at most two
+EmbeddingBagCollections, one without and one with weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    PoolingType,
+)
+
+from deltarec.data.batch import Batch
+from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
+from deltarec.embeddings.tables import TableSpec
+
+
+@dataclass(frozen=True)
+class JaggedSequence:
+    """Sequences of vectors, one after the other."""
+
+    values: Tensor
+    """`[sum of lengths, D]`"""
+    lengths: Tensor
+    """Int64 `[B]`"""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The looked-up vectors of a batch."""
+
+    pooled: dict[str, Tensor]
+    """One vector `[B, D]` for each id and id-list feature, in the order of the configuration."""
+    sequences: dict[str, JaggedSequence]
+
+
+class EmbeddingTables(nn.Module):
+    """All collections of a job. Sharded by `sharding.py`; everything after it is dense.
+
+    Args:
+        schema: the features and their tables.
+        tables: every table that a feature uses.
+    """
+
+    def __init__(self, schema: Schema, tables: Mapping[str, TableSpec]) -> None:
+        super().__init__()
+        self.schema = schema
+        self.pooled = _bag_collection(schema, tables, schema.pooled, weighted=False)
+        self.weighted = _bag_collection(schema, tables, schema.weighted, weighted=True)
+        dims = {tables[schema.table(name)].dim for name in schema.unpooled}
+        self.unpooled = nn.ModuleList(
+            _collection(schema, tables, (n for n in schema.unpooled if _dim(schema, tables, n) == d))
+            for d in sorted(dims)
+        )
+
+    def forward(self, batch: Batch) -> list:
+        """The outputs of all collections; `embedded` sorts them out.
+
+        Only look-ups of the batch's own attributes stand here: that is what TorchRec's pipeline can
+        start ahead.
+        """
+        outputs = []
+        if self.pooled is not None:
+            outputs.append(self.pooled(batch.pooled))
+        if self.weighted is not None:
+            outputs.append(self.weighted(batch.weighted))
+        for collection in self.unpooled:
+            outputs.append(collection(batch.unpooled))
+        return outputs
+
+
+def embedded(schema: Schema, outputs: list, batch_size: int) -> Embedded:
+    """Collection outputs by feature name.
+
+    By name always: the order of a sharded collection's output depends on the sharding plan.
+    """
+    vectors: dict[str, Tensor] = {}
+    sequences: dict[str, JaggedSequence] = {}
+    outputs = list(outputs)
+    for names in (schema.pooled, schema.weighted):
+        if names:
+            vectors.update(outputs.pop(0).to_dict())
+    for collection in outputs:
+        for name, jagged in collection.items():
+            feature = schema.sparse[name]
+            if isinstance(feature, SequenceFeature):
+                sequences[name] = JaggedSequence(jagged.values(), jagged.lengths().long())
+            elif isinstance(feature, IdListFeature):
+                vectors[name] = pool(jagged.values(), jagged.lengths().long(), feature.pooling)
+            else:  # one id a sample, but none for padding, which stands at the end
+                missing = batch_size - jagged.values().shape[0]
+                vectors[name] = F.pad(jagged.values(), (0, 0, 0, missing))
+    pooled = {n: vectors[n] for n, f in schema.sparse.items() if not isinstance(f, SequenceFeature)}
+    return Embedded(pooled, {name: sequences[name] for name in schema.sequences})
+
+
+def pool(values: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """Sum or mean over each list: `[sum of lengths, D]` to `[B, D]`; an empty list gives zeros."""
+    sums = torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    return sums if pooling == "sum" else sums / lengths.clamp(min=1).unsqueeze(1)
+
+
+def _dim(schema: Schema, tables: Mapping[str, TableSpec], feature: str) -> int:
+    return tables[schema.table(feature)].dim
+
+
+def _features_by_table(schema: Schema, names: Iterable[str]) -> dict[str, list[str]]:
+    by_table: dict[str, list[str]] = {}
+    for name in names:
+        by_table.setdefault(schema.table(name), []).append(name)
+    return by_table
+
+
+def _bag_collection(
+    schema: Schema, tables: Mapping[str, TableSpec], names: list[str], weighted: bool
+) -> EmbeddingBagCollection | None:
+    if not names:
+        return None
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=table,
+                embedding_dim=tables[table].dim,
+                num_embeddings=tables[table].rows,
+                feature_names=features,
+                data_type=tables[table].data_type,
+                pooling=_pooling(schema, features),
+            )
+            for table, features in _features_by_table(schema, names).items()
+        ],
+        is_weighted=weighted,
+        device=torch.device("meta"),
+    )
+
+
+def _pooling(schema: Schema, features: list[str]) -> PoolingType:
+    """How a table's features are pooled: TorchRec has one pooling a table (`Job` checks it)."""
+    lists = [f for name in features if isinstance(f := schema.sparse[name], IdListFeature)]
+    return PoolingType.MEAN if lists and lists[0].pooling == "mean" else PoolingType.SUM
+
+
+def _collection(
+    schema: Schema, tables: Mapping[str, TableSpec], names: Iterable[str]
+) -> EmbeddingCollection:
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=table,
+                embedding_dim=tables[table].dim,
+                num_embeddings=tables[table].rows,
+                feature_names=features,
+                data_type=tables[table].data_type,
+            )
+            for table, features in _features_by_table(schema, names).items()
+        ],
+        device=torch.device("meta"),
+    )

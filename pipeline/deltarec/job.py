@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One job: the tree of all configuration, and the checks that need more than one part of it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from deltarec.balancing import BALANCERS
+from deltarec.balancing.equal import Equal
+from deltarec.config import Config, OneOf
+from deltarec.data.files import ParquetFile, find
+from deltarec.data.prepare import DATASETS
+from deltarec.data.prepare.dataset import Dataset, prepare_once
+from deltarec.data.reader import ReaderConfig
+from deltarec.data.schema import FEATURES, Feature, IdListFeature, Scenario, Schema, Task
+from deltarec.embeddings.tables import EmbeddingConfig
+from deltarec.models.ranking import ModelConfig
+from deltarec.optimizers import OptimizerConfig
+
+Split = Literal["train", "valid", "test"]
+PREPARED = Path("data/prepared")
+
+
+class DataConfig(Config):
+    """Where the data are, how they are made, and the columns that are neither feature nor label."""
+
+    source: str
+    """Folder of the data, a local path or a URL (s3://, gs://, hdfs://). With `prepare`, of the raw
+    data."""
+    prepare: Annotated[Dataset, OneOf(DATASETS, key="dataset")] | None = None
+    """Makes Parquet of raw data, at first use, under data/prepared/."""
+    train: list[str] = ["train"]  # noqa: RUF012  (pydantic copies defaults)
+    """Files, folders, partitions or globs under the data's folder."""
+    valid: list[str] = []  # noqa: RUF012
+    """Likewise, for early stopping and the evaluations during training; none if empty."""
+    test: list[str] = []  # noqa: RUF012
+    """Likewise, for the evaluation at the end; none if empty."""
+    user: str | None = None
+    """Column of the user, for metrics by user."""
+    weight: str | None = None
+    """Column of the sample's weight in the losses."""
+    reader: ReaderConfig = ReaderConfig()
+
+    def root(self) -> str:
+        """Folder of the Parquet files; prepares them where that has not been done."""
+        if self.prepare is None:
+            return self.source
+        return str(prepare_once(self.prepare, Path(self.source), PREPARED))
+
+    def files(self, split: Split) -> list[ParquetFile]:
+        """The files of a split."""
+        return find(self.root(), getattr(self, split))
+
+
+class EarlyStopping(Config):
+    """Stops when a metric on the validation data has not improved for a while."""
+
+    task: str | None = None
+    """The first one if not given."""
+    metric: str = "auc"
+    patience: int = Field(default=2, gt=0)
+    """Evaluations without improvement."""
+
+
+class ProfileConfig(Config):
+    """A window of steps that PyTorch's profiler traces into the run folder."""
+
+    start: int = Field(default=10, ge=0)
+    steps: int = Field(default=5, gt=0)
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    batch_size: int = Field(gt=0)
+    """Samples of a global batch, over all processes."""
+    eval_batch_size: int | None = Field(default=None, gt=0)
+    """Of an evaluation; `batch_size` if not given."""
+    epochs: int = Field(default=1, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after so many batches, if the epochs are not over before."""
+    seed: int = 0
+    """Of weights, shuffling and dropout."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What dense layers compute in; parameters stay fp32."""
+    pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
+    """TorchRec's pipeline, which exchanges the next batch's ids during this one; or one step after
+    the other, for debugging."""
+    evaluate_every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations on the validation data; at the end of each epoch if not given."""
+    early_stopping: EarlyStopping | None = None
+    """With it, the test data are evaluated with the best checkpoint instead of the last."""
+    log_every: int = Field(default=100, gt=0)
+    """Steps between two lines of losses and speed."""
+    deterministic: bool = False
+    """Only deterministic kernels; an operation that has none stops the job."""
+    profile: ProfileConfig | None = None
+
+
+class Job(Config):
+    """One job: data, features, tasks, scenario, embedding, model, balance, train."""
+
+    data: DataConfig
+    features: dict[str, Annotated[Feature, OneOf(FEATURES, key="kind")]] = Field(min_length=1)
+    """The inputs, by name; `kind` is id, ids, sequence or dense."""
+    tasks: dict[str, Task] = Field(min_length=1)
+    """The labels, by name; the first one is the main task."""
+    scenario: Scenario | None = None
+    """The column that tells scenarios apart."""
+    embedding: EmbeddingConfig
+    model: ModelConfig
+    balance: Annotated[Config, OneOf(BALANCERS)] = Equal.Config(name="equal")
+    """How the tasks' losses are balanced."""
+    train: TrainConfig
+
+    @property
+    def data_schema(self) -> Schema:
+        """What the reader needs of the configuration."""
+        return Schema(
+            features=self.features,
+            tasks=self.tasks,
+            scenario=self.scenario,
+            table_rows={name: table.rows for name, table in self.embedding.tables.items()},
+            user=self.data.user,
+            weight=self.data.weight,
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Job":
+        schema = self.data_schema
+        for name, feature in schema.sparse.items():
+            if schema.table(name) not in self.embedding.tables:
+                raise ValueError(
+                    f"features.{name}: there is no table '{schema.table(name)}'; "
+                    f"declare embedding.tables.{schema.table(name)} or name another by 'table'"
+                )
+            rows = schema.table_rows[schema.table(name)]
+            if not 0 <= feature.default < rows:
+                raise ValueError(f"features.{name}.default: {feature.default} is not in {rows} rows")
+        unused = self.embedding.tables.keys() - {schema.table(name) for name in schema.sparse}
+        if unused:
+            raise ValueError(f"embedding.tables.{min(unused)}: no feature uses this table")
+        self._check_lists(schema)
+        self._check_sequences(schema)
+        self._check_tasks()
+        self._check_early_stopping()
+        default = self.scenario.default if self.scenario else None
+        if self.scenario and default is not None and default not in self.scenario.values:
+            raise ValueError(f"scenario.default: {default!r} is not among scenario.values")
+        return self
+
+    def _check_lists(self, schema: Schema) -> None:
+        """TorchRec pools all features of a table in one way, with weights or without."""
+        by_table: dict[str, dict[str, tuple[str, bool]]] = {}
+        for name, feature in schema.sparse.items():
+            if not isinstance(feature, IdListFeature):
+                continue
+            table = schema.table(name)
+            if feature.weights and feature.pooling != "sum":
+                raise ValueError(f"features.{name}.pooling: with weights, only sum is possible")
+            if feature.weights and table in schema.unpooled_tables:
+                raise ValueError(
+                    f"features.{name}.weights: a sequence uses table '{table}' too, and such "
+                    "tables are not pooled with weights; give the feature a table of its own"
+                )
+            if table not in schema.unpooled_tables:
+                way = (feature.pooling, feature.weights is not None)
+                by_table.setdefault(table, {})[name] = way
+        for table, ways in by_table.items():
+            users = [name for name in schema.sparse if schema.table(name) == table]
+            weighted = any(has_weights for _, has_weights in ways.values())
+            if len(set(ways.values())) > 1 or (weighted and len(users) > len(ways)):
+                raise ValueError(
+                    f"embedding.tables.{table}: its features {users} are pooled in different ways; "
+                    "TorchRec pools a table in one way, so give them tables of their own"
+                )
+
+    def _check_sequences(self, schema: Schema) -> None:
+        for name, sequence in schema.sequences.items():
+            if sequence.target is None:
+                continue
+            target = schema.sparse.get(sequence.target)
+            if target is None or target.kind != "id":  # pyright: ignore
+                raise ValueError(f"features.{name}.target: no id feature '{sequence.target}'")
+            if schema.table(sequence.target) != schema.table(name):
+                raise ValueError(
+                    f"features.{name}.target: '{sequence.target}' must use the same table, "
+                    f"'{schema.table(name)}'"
+                )
+
+    def _check_tasks(self) -> None:
+        seen: dict[str, Task] = {}
+        for name, task in self.tasks.items():
+            if task.given is not None:
+                parent = seen.get(task.given)
+                if parent is None or parent.kind != "binary":
+                    raise ValueError(
+                        f"tasks.{name}.given: '{task.given}' is not a binary task declared before"
+                    )
+            seen[name] = task
+
+    def _check_early_stopping(self) -> None:
+        stopping = self.train.early_stopping
+        if stopping is None:
+            return
+        if not self.data.valid:
+            raise ValueError("train.early_stopping needs validation data: set data.valid")
+        if stopping.task is not None and stopping.task not in self.tasks:
+            raise ValueError(f"train.early_stopping.task: no task '{stopping.task}'")

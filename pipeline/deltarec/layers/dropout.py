@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout whose mask belongs to the sample, not to the process that draws it.
+
+A mask from the process's own random stream would differ with the number of processes. Here it is a
+hash of (seed, epoch, sample, layer, unit): `sample_keys` makes one key a sample, the model hands it to
+its dropouts by `set_sample_keys` before each forward, and a layer mixes in its own number and the
+unit's.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Dropout(nn.Module):
+    """Zeroes units with probability `p` in training and scales the rest by 1 / (1 - p).
+
+    Args:
+        p: probability of a unit to be dropped.
+        layer: this layer's number in the model.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.layer = 0
+        self.keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        assert self.keys is not None, "set_sample_keys comes before the forward"
+        units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 32)
+        bits = mix64(self.keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
+        uniform = (bits >> 11 & (2**53 - 1)).double() * 2**-53
+        return torch.where(uniform < self.p, 0, x / (1 - self.p))
+
+
+def set_sample_keys(model: nn.Module, keys: Tensor) -> None:
+    """Give every dropout of a model the keys `[B]` of the batch that comes next."""
+    for layer, module in enumerate(m for m in model.modules() if isinstance(m, Dropout)):
+        module.keys, module.layer = keys, layer
+
+
+def sample_keys(index: Tensor, seed: int, epoch: int) -> Tensor:
+    """A random-looking int64 key for each sample: `[B]` to `[B]`."""
+    return mix64(index + mix64(torch.tensor(seed * 1_000_003 + epoch, device=index.device)))
+
+
+def mix64(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele et al., 2014) on int64 tensors."""
+    x = x + _GOLDEN
+    x = (x ^ _logical_shift(x, 30)) * _MIX_1
+    x = (x ^ _logical_shift(x, 27)) * _MIX_2
+    return x ^ _logical_shift(x, 31)
+
+
+def _logical_shift(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

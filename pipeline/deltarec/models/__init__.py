@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every model part by its name in the configuration. A new one is its file and its line here."""
+
+from deltarec.models.dcn import DCNTrunk
+from deltarec.models.deepfm import DeepFMTrunk
+from deltarec.models.din import DINEncoder
+from deltarec.models.mean import MeanEncoder
+from deltarec.models.mlp import MLPTrunk
+from deltarec.models.mmoe import MMoEHeads
+from deltarec.models.roles import ScenarioModule, SequenceEncoder, TaskHeads, Trunk
+from deltarec.models.shared_bottom import SharedBottomHeads
+from deltarec.models.single import NoScenario
+from deltarec.models.towers import ScenarioTowers
+from deltarec.models.wide_deep import WideDeepTrunk
+
+SEQUENCE_ENCODERS: dict[str, type[SequenceEncoder]] = {
+    "mean": MeanEncoder,
+    "din": DINEncoder,
+}
+TRUNKS: dict[str, type[Trunk]] = {
+    "mlp": MLPTrunk,
+    "wide_deep": WideDeepTrunk,
+    "deepfm": DeepFMTrunk,
+    "dcn": DCNTrunk,
+}
+SCENARIO_MODULES: dict[str, type[ScenarioModule]] = {
+    "none": NoScenario,
+    "towers": ScenarioTowers,
+}
+TASK_HEADS: dict[str, type[TaskHeads]] = {
+    "shared_bottom": SharedBottomHeads,
+    "mmoe": MMoEHeads,
+}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ranking model: tables, then a network of one member for each role, then losses."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltarec.balancing.balancer import Balancer
+from deltarec.config import Config, OneOf
+from deltarec.data.batch import Batch
+from deltarec.data.schema import Schema, Task
+from deltarec.distributed import all_sum
+from deltarec.embeddings.collections import EmbeddingTables, embedded
+from deltarec.embeddings.tables import TableSpec
+from deltarec.layers.batch_norm import set_real_samples
+from deltarec.layers.dropout import sample_keys, set_sample_keys
+from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models.mean import MeanEncoder
+from deltarec.models.roles import Fields, FieldShapes, Trunk
+from deltarec.models.single import NoScenario
+
+
+class ModelConfig(Config):
+    """One member for each role."""
+
+    sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
+    """Encodes each sequence feature; with several, each has an encoder of its own."""
+    trunk: Annotated[Config, OneOf(TRUNKS)]
+    """Makes one representation of all fields and dense inputs."""
+    scenario: Annotated[Config, OneOf(SCENARIO_MODULES)] = NoScenario.Config(name="none")
+    """Makes the representation depend on the scenario."""
+    heads: Annotated[Config, OneOf(TASK_HEADS)]
+    """Makes the tasks' logits."""
+
+
+class Network(nn.Module):
+    """Everything right of the tables: dense, and replicated on every rank.
+
+    Args:
+        config: the members.
+        schema: features, tasks and scenarios.
+        tables: for the widths of the fields.
+        seed: of the dropout masks.
+        bf16: whether to compute in bfloat16 where autocast allows it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        tables: Mapping[str, TableSpec],
+        seed: int,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.schema = schema
+        self.seed = seed
+        self.bf16 = bf16
+        encoder = SEQUENCE_ENCODERS[_name(config.sequence)]
+        self.encoders = nn.ModuleDict(
+            {
+                name: encoder(
+                    config.sequence, tables[schema.table(name)].dim, feature.target is not None
+                )
+                for name, feature in schema.sequences.items()
+            }
+        )
+        dims = [tables[schema.table(n)].dim for n in schema.sparse if n not in schema.sequences]
+        dims += [int(encoder.output_dim) for encoder in self.encoders.values()]  # pyright: ignore
+        shapes = FieldShapes(tuple(dims), len(schema.dense))
+        self.scenario = SCENARIO_MODULES[_name(config.scenario)](
+            config.scenario,
+            shapes,
+            len(schema.scenario.values) if schema.scenario else 1,
+            lambda inputs: _trunk(config.trunk, inputs),
+        )
+        self.heads = TASK_HEADS[_name(config.heads)](
+            config.heads, self.scenario.output_dim, len(schema.tasks)
+        )
+
+    def forward(self, batch: Batch, outputs: list) -> Tensor:
+        """The tasks' logits `[B, T]` from a batch and the outputs of its tables."""
+        set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
+        set_real_samples(self, batch.index >= 0)
+        found = embedded(self.schema, outputs, len(batch.index))
+        vectors = list(found.pooled.values())
+        for name, sequence in found.sequences.items():
+            target = self.schema.sequences[name].target
+            vectors.append(self.encoders[name](found.pooled[target] if target else None, sequence))
+        with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
+            representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
+            return self.heads(representation)
+
+
+class RankingModel(nn.Module):
+    """The whole model, as TorchRec's pipelines want it: a batch to (losses, output).
+
+    `tables` reads nothing but the batch's attributes, so that a pipeline can start its exchanges
+    one batch ahead; what comes after is traced as a few opaque steps.
+    """
+
+    def __init__(self, tables: EmbeddingTables, network: Network, balancer: Balancer) -> None:
+        super().__init__()
+        self.tables = tables
+        self.network = network
+        self.losses = TaskLosses(network.schema.tasks)
+        self.balancer = balancer
+
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Losses `[T]` to sum and differentiate; and, detached, plain losses and logits `[B, T]`."""
+        logits = self.network(batch, self.tables(batch))
+        losses = self.losses(logits, batch)
+        return self.balancer(losses), (losses.detach(), logits.detach())
+
+
+class TaskLosses(nn.Module):
+    """One loss for each task: the sum over its samples, divided by their **global** count.
+
+    DistributedDataParallel and TorchRec divide gradients by the number of ranks, so each rank's
+    share is multiplied by it.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.tasks = tasks
+        weights = torch.tensor([task.positive_weight for task in tasks.values()])
+        self.register_buffer("positive_weight", weights, persistent=False)
+        self.may_mask = any(
+            task.mask or task.given or task.on_invalid == "mask" for task in tasks.values()
+        )
+
+    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Logits `[B, T]` to losses `[T]`."""
+        columns = []
+        for t, task in enumerate(self.tasks.values()):
+            logit, label = logits[:, t].float(), batch.labels[:, t]
+            if task.kind == "binary":
+                columns.append(
+                    F.binary_cross_entropy_with_logits(
+                        logit, label, pos_weight=self.positive_weight[t], reduction="none"
+                    )
+                )
+            else:
+                columns.append(F.mse_loss(logit, label, reduction="none"))
+        losses = torch.stack(columns, dim=1) * batch.weight.unsqueeze(1)
+        losses = torch.where(batch.mask, losses, 0).sum(0)
+        if self.may_mask:
+            count = all_sum(batch.mask.sum(0)).clamp(min=1)
+        else:
+            count = batch.num_samples
+        return losses * (dist.get_world_size() / count)
+
+
+def predictions(logits: Tensor, tasks: Mapping[str, Task]) -> Tensor:
+    """Logits `[B, T]` to probabilities (binary tasks) or values (regression), float32."""
+    columns = [
+        logits[:, t].float().sigmoid() if task.kind == "binary" else logits[:, t].float()
+        for t, task in enumerate(tasks.values())
+    ]
+    return torch.stack(columns, dim=1)
+
+
+def _trunk(config: Config, shapes: FieldShapes) -> Trunk:
+    return TRUNKS[_name(config)](config, shapes)
+
+
+def _name(config: Config) -> str:
+    return config.name  # pyright: ignore[reportAttributeAccessIssue]  # every member's has one

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roles of a ranking model, each an interface; any member of one works with any of the others.
+
+    sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
+
+A member is a class with a `Config`, in a file of its own, listed in `models/__init__.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltarec.config import Config
+from deltarec.embeddings.collections import JaggedSequence
+
+
+@dataclass(frozen=True)
+class FieldShapes:
+    """What a trunk is built for."""
+
+    dims: tuple[int, ...]
+    """Width of each field."""
+    num_dense: int
+
+    @property
+    def width(self) -> int:
+        """Width of all fields and dense inputs side by side."""
+        return sum(self.dims) + self.num_dense
+
+    def common_dim(self, part: str) -> int:
+        """The one width of all fields.
+
+        Raises:
+            ValueError: the widths differ, which `part` cannot work with.
+        """
+        if len(set(self.dims)) != 1:
+            raise ValueError(
+                f"{part} needs fields of one dimension, these have {sorted(set(self.dims))}; "
+                "give the tables one dim, or choose another trunk"
+            )
+        return self.dims[0]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The inputs of a trunk: one vector for each field, and the dense features."""
+
+    vectors: Sequence[Tensor]
+    """F tensors `[B, D_f]`"""
+    dense: Tensor
+    """`[B, N]`"""
+
+    def flat(self) -> Tensor:
+        """All side by side: `[B, sum D_f + N]`."""
+        return torch.cat([*self.vectors, self.dense], dim=1)
+
+    def stacked(self) -> Tensor:
+        """Fields of equal width: `[B, F, D]`."""
+        return torch.stack(list(self.vectors), dim=1)
+
+
+class Member(nn.Module, ABC):
+    """A member of a role; its `Config` has its options and a literal `name`, its registry key."""
+
+    Config: type[Config]
+
+
+class SequenceEncoder(Member):
+    """A sequence of vectors to one vector, seen from the target's."""
+
+    def __init__(self, config: Any, dim: int, has_target: bool) -> None:
+        super().__init__()
+        self.output_dim = dim
+
+    @abstractmethod
+    def forward(self, target: Tensor | None, sequence: JaggedSequence) -> Tensor:
+        """Target `[B, D]` and jagged sequence to `[B, output_dim]`; an empty one gives zeros."""
+
+
+class Trunk(Member):
+    """Fields and dense inputs to one representation `[B, output_dim]`."""
+
+    output_dim: int
+
+    def __init__(self, config: Any, shapes: FieldShapes) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, fields: Fields) -> Tensor: ...
+
+
+class ScenarioModule(Member):
+    """Makes the representation depend on the scenario; owns the trunk, or trunks, it conditions."""
+
+    output_dim: int
+
+    def __init__(
+        self,
+        config: Any,
+        shapes: FieldShapes,
+        num_scenarios: int,
+        make_trunk: Callable[[FieldShapes], Trunk],
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, fields: Fields, scenario: Tensor) -> Tensor:
+        """Fields and scenario `[B]` to `[B, output_dim]`."""
+
+
+class TaskHeads(Member):
+    """A representation to one logit for each task."""
+
+    def __init__(self, config: Any, input_dim: int, num_tasks: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, representation: Tensor) -> Tensor:
+        """`[B, H]` to logits `[B, T]`."""

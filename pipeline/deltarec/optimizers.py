@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense optimisers, learning-rate schedules, and one step over dense and fused optimisers.
+
+Tables are updated inside backward by optimisers that FBGEMM fuses into it; what happens between
+backward and step (clipping, accumulation) therefore reaches dense parameters only.
+"""
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from deltarec.config import Config, OneOf
+
+
+class DenseOptimizer(Config):
+    """An optimiser of the replicated parameters."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    @abstractmethod
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer: ...
+
+
+class Adam(DenseOptimizer):
+    """Adam; weight decay is added to the gradient."""
+
+    name: Literal["adam"]
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    eps: float = 1e-8
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, **_arguments(self))
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, **_arguments(self))
+
+
+class SGD(DenseOptimizer):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"]
+    momentum: float = 0.0
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, **_arguments(self))
+
+
+class Adagrad(DenseOptimizer):
+    """Adagrad."""
+
+    name: Literal["adagrad"]
+    eps: float = 1e-10
+
+    def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad(parameters, **_arguments(self))
+
+
+DENSE_OPTIMIZERS: dict[str, type[DenseOptimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": SGD,
+    "adagrad": Adagrad,
+}
+
+
+class Schedule(Config):
+    """Scales the learning rates of dense and fused optimisers alike, step by step."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """The rate rises linearly over so many steps."""
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """What learning rates are multiplied by at a step, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        return self.after_warmup(min(1.0, progress))
+
+    @abstractmethod
+    def after_warmup(self, progress: float) -> float: ...
+
+
+class Constant(Schedule):
+    """Stays where the warm-up left it."""
+
+    name: Literal["constant"]
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+class Linear(Schedule):
+    """Falls linearly to `final` at the last step."""
+
+    name: Literal["linear"]
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0 + (self.final - 1.0) * progress
+
+
+class Cosine(Schedule):
+    """Falls along half a cosine to `final` at the last step."""
+
+    name: Literal["cosine"]
+    final: float = Field(default=0.0, ge=0, le=1)
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+}
+
+
+class OptimizerConfig(Config):
+    """How parameters are updated; tables have their own optimiser in `embedding.optimizer`."""
+
+    dense: Annotated[DenseOptimizer, OneOf(DENSE_OPTIMIZERS)] = Adam(name="adam", lr=1e-3)
+    schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Constant(name="constant")
+    clip_norm: float | None = Field(default=None, gt=0)
+    """The largest norm of all dense gradients together."""
+    accumulate: int = Field(default=1, gt=0)
+    """Batches whose dense gradients are averaged into one step. Tables are updated at every batch."""
+
+
+class StepOptimizer:
+    """What a training pipeline calls: `zero_grad` before a batch's forward, `step` after backward.
+
+    Args:
+        config: dense optimiser, schedule, clipping, accumulation.
+        model: its tables' optimisers run inside backward; all other parameters are dense.
+        num_steps: batches of the whole job, for the schedule.
+    """
+
+    def __init__(
+        self, config: OptimizerConfig, model: DistributedModelParallel, num_steps: int
+    ) -> None:
+        dense = {
+            name: parameter
+            for name, parameter in in_backward_optimizer_filter(model.named_parameters())
+            if parameter.numel()  # a table that lies wholly on other ranks is an empty parameter
+        }
+        fused = model.fused_optimizer
+        self._kernels = [
+            module
+            for module in model.modules()
+            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
+        ]
+        self.config = config
+        self.num_steps = num_steps
+        self.batches = 0
+        """Batches trained so far."""
+        self._dense_parameters = list(dense.values())
+        self._fused = fused
+        self._dense = KeyedOptimizerWrapper(dense, config.dense.build)
+        self.combined = CombinedOptimizer([fused, self._dense])
+        """Both, for their state."""
+        self._base_rates = [group["lr"] for group in self.combined.param_groups]
+
+    def zero_grad(self) -> None:
+        """Set this batch's learning rates (fused optimisers use them in backward), clear gradients."""
+        factor = self.config.schedule.factor(self.batches, self.num_steps)
+        for group, rate in zip(self.combined.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        self._fused.step()  # hands the rate to the kernels; their update is part of backward
+        if self.batches % self.config.accumulate == 0:
+            self._dense.zero_grad()
+
+    def step(self) -> None:
+        """Update dense parameters, if this batch completes an accumulation."""
+        self.batches += 1
+        if self.batches % self.config.accumulate:
+            return
+        gradients = [p.grad for p in self._dense_parameters if p.grad is not None]
+        if self.config.accumulate > 1:
+            torch._foreach_div_(gradients, self.config.accumulate)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._dense_parameters, self.config.clip_norm)
+        self._dense.step()
+
+    def init_state(self) -> None:
+        """Create the state of a dense optimiser that has made no step yet, so it can be loaded."""
+        self._dense.init_state()
+
+    def set_batches(self, batches: int) -> None:
+        """Continue after so many batches: the schedule, and the step counter of fused Adam, which
+        FBGEMM leaves out of its state."""
+        self.batches = batches
+        for kernel in self._kernels:
+            kernel.set_optimizer_step(batches)
+
+    def rates(self) -> list[float]:
+        """Current learning rates of all parameter groups."""
+        return [group["lr"] for group in self.combined.param_groups]
+
+
+def _arguments(config: DenseOptimizer) -> dict[str, Any]:
+    arguments = config.model_dump(exclude={"name"})
+    if "betas" in arguments:
+        arguments["betas"] = tuple(arguments["betas"])
+    return arguments

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person, or a log file, sees of a long run."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from deltarec.distributed import is_main
+
+
+class Progress:
+    """A bar on a terminal; a plain line every so often elsewhere. Only the main rank shows it.
+
+    Args:
+        label: what is going on.
+        total: samples at the end.
+        done: samples already done when this began.
+        every: steps between two plain lines.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, every: int = 100) -> None:
+        self.label = label
+        self.total = total
+        self.done = done
+        self.every = every
+        self.steps = 0
+        self.start = time.monotonic()
+        self.first = done
+        self.bar = None
+        if is_main() and sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, unit=" samples", desc=label, unit_scale=True)
+
+    @property
+    def samples_per_second(self) -> float:
+        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def update(self, samples: int, note: str = "") -> None:
+        """Count one step of so many samples."""
+        self.done += samples
+        self.steps += 1
+        if self.bar is not None:
+            self.bar.update(samples)
+            if note:
+                self.bar.set_postfix_str(note)
+        elif note and is_main():
+            rate = self.samples_per_second
+            left = (self.total - self.done) / max(rate, 1e-9)
+            share = 100 * self.done / max(self.total, 1)
+            print(
+                f"{self.label}: {share:5.1f} % · {self.done:,} samples · {rate:,.0f}/s · "
+                f"{left:,.0f} s left · {note}",
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A line beside the bar."""
+        if not is_main():
+            return
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains and evaluates one job on this rank: build, fit, evaluate.
+
+The core is TorchRec's own: a model sharded by DistributedModelParallel, driven by a training
+pipeline. Around it stand evaluation, checkpoints and what a person sees.
+"""
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+
+from deltarec import config as configuration
+from deltarec.balancing import BALANCERS
+from deltarec.checkpoint import Checkpoints, TrainState
+from deltarec.data.batch import Batch, Position
+from deltarec.data.reader import Reader
+from deltarec.distributed import all_sum, rank, world_size
+from deltarec.embeddings import sharding
+from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.job import Job, Split
+from deltarec.metrics import METRICS
+from deltarec.metrics.evaluation import Evaluation, Result
+from deltarec.metrics.table import render
+from deltarec.models.ranking import Network, RankingModel, predictions
+from deltarec.optimizers import StepOptimizer
+from deltarec.progress import Progress
+from deltarec.run_folder import RunFolder
+
+
+class Trainer:
+    """One job on this rank.
+
+    Args:
+        job: the whole configuration.
+        run: where to write; a checkpoint found there is resumed by `fit`.
+        device: of this rank.
+    """
+
+    def __init__(self, job: Job, run: RunFolder, device: torch.device) -> None:
+        self.job = job
+        self.run = run
+        self.device = device
+        self.schema = job.data_schema
+        torch.use_deterministic_algorithms(job.train.deterministic)
+        self.reader = self._reader("train")
+        epochs_steps = self.reader.num_steps * job.train.epochs
+        self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
+        self.model, self.plan = self._build_model()
+        self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
+        self.checkpoints = Checkpoints(run.checkpoints, self.model, self.optimizer)
+        kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
+        self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
+        self.state = TrainState()
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, or from the latest checkpoint on; returns the content of result.json."""
+        self.run.write("config.yaml", configuration.dump(self.job))
+        self.run.write("plan.txt", self.plan)
+        if self.checkpoints.find("latest"):
+            self.state = self.checkpoints.load("latest")
+        batches = _Batches(self.reader.read(self.state.position, self.job.train.epochs))
+        progress = Progress("train", self._total_samples(), self.state.samples)
+        started = time.monotonic() - self.state.seconds
+        stop = self.state.step >= self.num_steps
+        self.model.train()
+        with self._profiler() as profiler:
+            while not stop:
+                losses = self._train_step(batches)
+                batch = batches.trained()
+                self.state = replace(
+                    self.state,
+                    step=self.state.step + 1,
+                    samples=self.state.samples + batch.num_samples,
+                    seconds=time.monotonic() - started,
+                    position=batch.after,
+                )
+                self._log_step(progress, batch.num_samples, losses)
+                stop = self.state.step == self.num_steps
+                if stop or self._evaluation_is_due(batch.after):
+                    stop = self._evaluate_and_save(progress) or stop
+                    started = time.monotonic() - self.state.seconds
+                if profiler is not None:
+                    profiler.step()
+        batches.close()
+        progress.close()
+        return self._finish()
+
+    def evaluate(self, split: Split) -> Result:
+        """Metrics of the model as it stands on a split; a collective, equal on every rank."""
+        reader = self._reader(split)
+        tasks = self.job.tasks
+        evaluation = Evaluation(
+            [(name, _metrics(task.kind, bool(self.job.data.user))) for name, task in tasks.items()],
+            self.job.scenario.names if self.job.scenario else (),
+            has_user=self.job.data.user is not None,
+        )
+        model = self._detached()
+        model.eval()
+        progress = Progress(f"evaluate {split}", reader.num_samples)
+        with torch.no_grad():
+            for batch in reader.read(Position(0, 0), epochs=1):
+                batch = batch.to(self.device)
+                _, (_, logits) = model(batch)
+                user = batch.user if self.job.data.user else None
+                evaluation.update(
+                    predictions(logits, tasks), batch.labels, batch.mask, batch.scenario, user
+                )
+                progress.update(batch.num_samples)
+        progress.close()
+        model.train()
+        return evaluation.compute()
+
+    def _build_model(self) -> tuple[torch.nn.Module, str]:
+        job, schema = self.job, self.schema
+        specs = job.embedding.resolved()
+        torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
+        tables = EmbeddingTables(schema, specs)
+        network = Network(
+            job.model, schema, specs, job.train.seed, bf16=job.train.precision == "bf16"
+        )
+        balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
+        model = RankingModel(tables, network, balancer)
+        share = -(-job.train.batch_size // world_size())
+        plan = sharding.make_plan(tables, specs, job.embedding, self.device, share)
+        description = sharding.describe(plan, specs, job.embedding.optimizer)
+        sharded = sharding.shard(
+            model, plan, specs, job.embedding, self.device, job.train.seed
+        )
+        return sharded, description
+
+    def _reader(self, split: Split) -> Reader:
+        train, data = self.job.train, self.job.data
+        training = split == "train"
+        return Reader(
+            data.files(split),
+            self.schema,
+            data.reader,
+            train.batch_size if training else train.eval_batch_size or train.batch_size,
+            seed=train.seed if training and data.reader.shuffle else None,
+            rank=rank(),
+            num_ranks=world_size(),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _train_step(self, batches: "_Batches") -> Tensor:
+        """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
+        losses, _ = self.pipeline.progress(batches)
+        return losses
+
+    def _detached(self) -> torch.nn.Module:
+        """The model outside the training pipeline, which rewrites it; training attaches it again."""
+        if isinstance(self.pipeline, TrainPipelineSparseDist):
+            return self.pipeline.detach()
+        return self.model
+
+    def _total_samples(self) -> int:
+        return min(
+            self.reader.num_samples * self.job.train.epochs,
+            self.num_steps * self.job.train.batch_size,
+        )
+
+    def _log_step(self, progress: Progress, num_samples: int, losses: Tensor) -> None:
+        if self.state.step % self.job.train.log_every and self.state.step != self.num_steps:
+            progress.update(num_samples)
+            return
+        mean = all_sum(losses) / world_size()
+        values = dict(zip(self.job.tasks, mean.tolist(), strict=True))
+        progress.update(num_samples, " ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        for name, value in values.items():
+            if not torch.isfinite(torch.tensor(value)):
+                raise ValueError(
+                    f"the loss of task '{name}' is {value} at step {self.state.step}; "
+                    f"the last good checkpoint is {self.checkpoints.find('latest')}"
+                )
+        logged = {f"loss/{name}": value for name, value in values.items()}
+        logged["learning_rate"] = self.optimizer.rates()[-1]
+        logged["samples_per_second"] = progress.samples_per_second
+        self.run.log(self.state.step, "train", logged)
+
+    def _evaluation_is_due(self, position: Position) -> bool:
+        every = self.job.train.evaluate_every
+        return position.samples == 0 if every is None else self.state.step % every == 0
+
+    def _evaluate_and_save(self, progress: Progress) -> bool:
+        """Evaluate on the validation data, save; returns whether training should stop early."""
+        if not self.job.data.valid:
+            self.checkpoints.save(self.state)
+            return False
+        result = self.evaluate("valid")
+        self.run.log(self.state.step, "valid", result)  # pyright: ignore[reportArgumentType]
+        progress.say(f"step {self.state.step}, validation\n{render(result)}")
+        stopping = self.job.train.early_stopping
+        if stopping is None:
+            self.checkpoints.save(self.state)
+            return False
+        task = stopping.task or next(iter(self.job.tasks))
+        value = result[task]["all"].get(stopping.metric)
+        if value is None:
+            raise ValueError(
+                f"train.early_stopping.metric: '{stopping.metric}' of task '{task}' is not defined "
+                "on the validation data"
+            )
+        best = self.state.best_value
+        sign = 1 if METRICS[stopping.metric].larger_is_better else -1
+        if best is None or sign * value > sign * best:
+            self.state = replace(self.state, best_value=value, evaluations_since_best=0)
+            self.checkpoints.save(self.state, best=True)
+            return False
+        since = self.state.evaluations_since_best + 1
+        self.state = replace(self.state, evaluations_since_best=since)
+        self.checkpoints.save(self.state)
+        if since >= stopping.patience:
+            progress.say(f"stopped early: {task} {stopping.metric} was best at {best:.6f}")
+        return since >= stopping.patience
+
+    def _finish(self) -> dict[str, Any]:
+        if self.checkpoints.find("best"):
+            self.checkpoints.load("best")
+        # at least one evaluation has detached the model from the pipeline, which is done with it
+        result: dict[str, Any] = {
+            "steps": self.state.step,
+            "samples": self.state.samples,
+            "skipped": 0,
+            "invalid": self._invalid(),
+            "seconds": round(self.state.seconds, 3),
+            "samples_per_second": round(self.state.samples / max(self.state.seconds, 1e-9), 1),
+            "peak_memory_bytes": _sum_over_ranks(_peak_memory_bytes(self.device)),
+            "embedding_bytes": self._embedding_bytes(),
+        }
+        for split in ("valid", "test"):
+            if getattr(self.job.data, split):
+                result[split] = self.evaluate(split)
+                self.run.log(self.state.step, split, result[split])
+        result["versions"] = {
+            "deltarec": version("deltarec"),
+            "torch": torch.__version__,
+            "torchrec": version("torchrec"),
+            "python": sys.version.split()[0],
+        }
+        text = configuration.dump(self.job)
+        result["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        self.run.write("result.json", json.dumps(result, indent=2) + "\n")
+        self.run.close()
+        return result
+
+    def _invalid(self) -> dict[str, int]:
+        """Values mended by each policy, over all ranks."""
+        gathered: list[Any] = [None] * world_size()
+        dist.all_gather_object(gathered, dict(self.reader.invalid))
+        names = sorted({name for counts in gathered for name in counts})
+        return {name: sum(counts.get(name, 0) for counts in gathered) for name in names}
+
+    def _embedding_bytes(self) -> dict[str, int]:
+        """True bytes of the tables' weights and fused optimiser state, over all ranks."""
+        weights = sum(
+            _local_bytes(value)
+            for name, value in self.model.state_dict().items()
+            if name.startswith("tables.")
+        )
+        state = sum(
+            _local_bytes(value)
+            for values in self.model.fused_optimizer.state_dict()["state"].values()  # pyright: ignore
+            for value in values.values()
+        )
+        return {"weights": _sum_over_ranks(weights), "optimizer": _sum_over_ranks(state)}
+
+    def _profiler(self) -> Any:
+        profile = self.job.train.profile
+        if profile is None:
+            return nullcontext()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        trace = self.run.path / f"trace_rank{rank()}.json"
+        return torch.profiler.profile(
+            activities=activities,
+            schedule=torch.profiler.schedule(
+                wait=max(profile.start - 1, 0), warmup=1, active=profile.steps, repeat=1
+            ),
+            on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
+        )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    num_samples: int
+    after: Position
+
+
+class _Batches(Iterator[Batch]):
+    """The reader's batches; remembers those that the pipeline holds but has not trained."""
+
+    def __init__(self, source: Iterator[Batch]) -> None:
+        self.source = source
+        self.held: deque[_Trained] = deque()
+
+    def __next__(self) -> Batch:
+        batch = next(self.source)
+        self.held.append(_Trained(batch.num_samples, batch.next))
+        return batch
+
+    def trained(self) -> _Trained:
+        return self.held.popleft()
+
+    def close(self) -> None:
+        self.source.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _metrics(kind: str, has_user: bool) -> list[str]:
+    """All metrics of a kind of task that the data admits."""
+    return [
+        name
+        for name, metric in METRICS.items()
+        if metric.kind == kind and (has_user or metric.partition != "user")
+    ]
+
+
+def _local_bytes(value: Any) -> int:
+    if hasattr(value, "local_shards"):
+        return sum(s.tensor.numel() * s.tensor.element_size() for s in value.local_shards())
+    return value.numel() * value.element_size()
+
+
+def _sum_over_ranks(value: int) -> int:
+    return int(all_sum(torch.tensor(value)))
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def check(job: Job) -> None:
+    """Find what is wrong with a job's data before any process group starts."""
+    for split in ("train", "valid", "test"):
+        if getattr(job.data, split):
+            for file in job.data.files(split):
+                job.data_schema.check(file.schema, file.path)
+
+
+def report(result: dict[str, Any]) -> str:
+    """What a person reads at the end: the metrics and the speed."""
+    lines = []
+    for split in ("valid", "test"):
+        if split in result:
+            lines.append(f"{split}\n{render(result[split])}\n")
+    lines.append(
+        f"{result['steps']:,} steps, {result['samples']:,} samples, {result['seconds']:.1f} s, "
+        f"{result['samples_per_second']:,.0f} samples/s"
+    )
+    return "\n".join(lines)
+
+

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deltarec.config import Config, validate
+from deltarec.data.batch import Position
+from deltarec.data.files import find
+from deltarec.data.reader import Reader, ReaderConfig
+from deltarec.data.schema import (
+    DenseFeature,
+    IdFeature,
+    IdListFeature,
+    Schema,
+    SequenceFeature,
+    Task,
+)
+
+
+def make(config_type: type[Config], **values) -> Config:
+    return validate(config_type, values, "test")
+
+
+SCHEMA = Schema(
+    features={
+        "id": make(IdFeature, kind="id"),
+        "list": make(IdListFeature, kind="ids", column="list", table="id"),
+        "weighted": make(IdListFeature, kind="ids", column="list", weights="w", pooling="sum"),
+        "sequence": make(SequenceFeature, kind="sequence", column="list", max_length=3),
+        "dense": make(DenseFeature, kind="dense"),
+    },
+    tasks={"label": make(Task)},
+    scenario=None,
+    table_rows={"id": 100_000, "weighted": 100, "sequence": 100},
+)
+
+
+def rows(start: int, stop: int) -> pa.Table:
+    """Row i: id i, a list of i % 4 ids, dense i, label i % 2."""
+    lists = [[(i + k) % 100 for k in range(i % 4)] for i in range(start, stop)]
+    return pa.table(
+        {
+            "id": pa.array(range(start, stop), pa.int32()),
+            "list": pa.array(lists, pa.list_(pa.int64())),
+            "w": pa.array([[v / 2 for v in row] for row in lists], pa.list_(pa.float32())),
+            "dense": pa.array(range(start, stop), pa.float32()),
+            "label": pa.array([i % 2 for i in range(start, stop)], pa.int8()),
+        }
+    )
+
+
+def write(folder: Path, file_rows: list[int], row_group: int) -> list[int]:
+    folder.mkdir(exist_ok=True)
+    start = 0
+    for i, count in enumerate(file_rows):
+        pq.write_table(rows(start, start + count), folder / f"{i}.parquet", row_group)
+        start += count
+    return list(range(start))
+
+
+def reader(folder: Path, batch_size: int, rank=0, num_ranks=1, **options) -> Reader:
+    seed = options.pop("seed", 0)
+    config = make(ReaderConfig, **{"streams": 12, "shuffle_window": 5, **options})
+    return Reader(find(str(folder), ["."]), SCHEMA, config, batch_size, seed, rank, num_ranks)
+
+
+def check_rows(batch) -> list[int]:
+    """Every column of a batch belongs to its sample; returns the samples' rows."""
+    index = batch.index[batch.index >= 0].tolist()
+    kept = len(index)
+    assert (batch.index[kept:] == -1).all() and not batch.mask[kept:].any()
+    assert batch.dense[:kept, 0].tolist() == index
+    assert batch.labels[:kept, 0].tolist() == [i % 2 for i in index]
+    pooled, weighted = batch.pooled.to_dict(), batch.weighted.to_dict()
+    sequence = batch.unpooled.to_dict()["sequence"]
+    assert pooled["id"].values().tolist() == index
+    for position, i in enumerate(index):
+        ids = [(i + k) % 100 for k in range(i % 4)]
+        for jagged, wanted in ((pooled["list"], ids), (weighted["weighted"], ids)):
+            low, high = jagged.offsets()[position], jagged.offsets()[position + 1]
+            assert jagged.values()[low:high].tolist() == wanted
+        weights = weighted["weighted"].weights()[low:high].tolist()
+        assert weights == [v / 2 for v in ids]
+        low, high = sequence.offsets()[position], sequence.offsets()[position + 1]
+        assert sequence.values()[low:high].tolist() == ids[-3:]
+    assert all(len(jagged.lengths()) == len(batch.index) for jagged in pooled.values())
+    return index
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_every_sample_exactly_once_on_any_number_of_ranks(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    file_rows = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(sum))
+    everything = write(folder, file_rows, row_group=data.draw(st.sampled_from([1, 7, 30, 1000])))
+    batch_size = data.draw(st.integers(1, 50))
+    seed = data.draw(st.sampled_from([None, 0, 1]))
+    window = data.draw(st.sampled_from([1, 3, 1000]))
+
+    def epoch(num_ranks, start):
+        ranks = [
+            list(reader(folder, batch_size, r, num_ranks, seed=seed, shuffle_window=window)
+                 .read(start, epochs=2))
+            for r in range(num_ranks)
+        ]  # fmt: skip
+        steps = []
+        for shares in zip(*ranks, strict=True):
+            assert len({len(share.index) for share in shares}) == 1, "ranks differ in batch size"
+            samples = [row for share in shares for row in check_rows(share)]
+            assert len(samples) == shares[0].num_samples
+            steps.append((frozenset(samples), samples, shares[0].next))
+        return steps
+
+    alone = epoch(1, Position(0, 0))
+    num_ranks = data.draw(st.sampled_from([2, 3, 4, 6]))
+    shared = epoch(num_ranks, Position(0, 0))
+    assert [step[0] for step in shared] == [step[0] for step in alone], "global batches differ"
+    seen = [sample for step in alone for sample in step[1]]
+    assert sorted(seen) == sorted(everything * 2)
+
+    resume = data.draw(st.integers(0, len(alone) - 1))
+    rest = epoch(num_ranks, alone[resume][2])
+    assert [step[1] for step in rest] == [step[1] for step in shared[resume + 1 :]]
+
+
+def test_shuffle_depends_on_seed_and_epoch_only(tmp_path):
+    write(tmp_path, [500], row_group=20)
+
+    def order(seed, epoch):
+        batches = reader(tmp_path, 64, seed=seed).read(Position(epoch, 0), epoch + 1)
+        return torch.cat([batch.index for batch in batches]).tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_one_row_group_becomes_one_lane_and_many_become_many(tmp_path):
+    write(tmp_path, [480], row_group=1000)
+    assert reader(tmp_path, 8).order.num_lanes == 1
+    write(tmp_path, [480], row_group=10)
+    assert reader(tmp_path, 8).order.num_lanes == 12
+
+
+def test_streams_must_be_divisible(tmp_path):
+    write(tmp_path, [10], row_group=10)
+    with pytest.raises(ValueError, match=r"data.reader.streams is 12, which 5 processes .* 25"):
+        reader(tmp_path, 8, 0, 5)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write(tmp_path, [5000], row_group=100)
+    path = tmp_path / "0.parquet"
+    content = bytearray(path.read_bytes())
+    content[1000:3000] = np.random.default_rng(0).bytes(2000)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0.parquet: row group \d+ cannot be read"):
+        list(reader(tmp_path, 64).read(Position(0, 0), 1))
+
+
+def test_closing_early_ends_the_threads(tmp_path):
+    write(tmp_path, [5000], row_group=100)
+    batches = reader(tmp_path, 8).read(Position(0, 0), 100)
+    next(batches)
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
