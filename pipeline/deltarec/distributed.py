@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process group, the device, and the few collectives the pipeline needs beyond TorchRec's."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,6 +25,7 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
 
     CPU tensors always travel over gloo, so host-side reductions work on GPU jobs too.
     """
+    _silence_libraries()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -32,7 +36,9 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
         backend = "gloo"
         # torchrun sets one thread a process; the cores are there to be shared.
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size))
+        threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+        torch.set_num_threads(threads)
+        pa.set_cpu_count(threads)
     if launched():
         dist.init_process_group(backend, timeout=timeout)
     else:
@@ -84,3 +90,10 @@ def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
         dist.all_to_all_single(output, tensor[order], received.tolist(), sent.tolist())
         outputs.append(output)
     return outputs
+
+
+def _silence_libraries() -> None:
+    """Keep TorchRec's advice to its own developers out of users' logs; errors stay."""
+    warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)(\.|$)")
+    for name in ("torchrec", "torch.fx._symbolic_trace", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)

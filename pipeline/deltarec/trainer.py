@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -107,10 +107,8 @@ class Trainer:
             self.job.scenario.names if self.job.scenario else (),
             has_user=self.job.data.user is not None,
         )
-        model = self._detached()
-        model.eval()
         progress = Progress(f"evaluate {split}", reader.num_samples)
-        with torch.no_grad():
+        with self._plain_model() as model:
             for batch in reader.read(Position(0, 0), epochs=1):
                 batch = batch.to(self.device)
                 _, (_, logits) = model(batch)
@@ -120,7 +118,6 @@ class Trainer:
                 )
                 progress.update(batch.num_samples)
         progress.close()
-        model.train()
         return evaluation.compute()
 
     def _build_model(self) -> tuple[torch.nn.Module, str]:
@@ -160,11 +157,22 @@ class Trainer:
         losses, _ = self.pipeline.progress(batches)
         return losses
 
-    def _detached(self) -> torch.nn.Module:
-        """The model outside the training pipeline, which rewrites it; training attaches it again."""
-        if isinstance(self.pipeline, TrainPipelineSparseDist):
-            return self.pipeline.detach()
-        return self.model
+    @contextmanager
+    def _plain_model(self) -> Iterator[torch.nn.Module]:
+        """The model for evaluation, free of the pipeline, which rewrites it while it trains.
+
+        The pipeline keeps the batches it has already distributed. Attached with its default
+        `sparse_dist=True` it would begin to distribute them again and lose what it knows of them.
+        """
+        pipeline = self.pipeline
+        rewritten = isinstance(pipeline, TrainPipelineSparseDist)
+        model = pipeline.detach() if rewritten else self.model
+        model.eval()
+        with torch.no_grad():
+            yield model
+        model.train()
+        if rewritten:
+            pipeline.attach(sparse_dist=False)
 
     def _total_samples(self) -> int:
         return min(
@@ -201,7 +209,10 @@ class Trainer:
             return False
         result = self.evaluate("valid")
         self.run.log(self.state.step, "valid", result)  # pyright: ignore[reportArgumentType]
-        progress.say(f"step {self.state.step}, validation\n{render(result)}")
+        overall: Result = {
+            task: {"all": values["all"], "scenario": {}} for task, values in result.items()
+        }
+        progress.say(f"step {self.state.step}, validation\n{render(overall)}")
         stopping = self.job.train.early_stopping
         if stopping is None:
             self.checkpoints.save(self.state)
@@ -229,7 +240,6 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         if self.checkpoints.find("best"):
             self.checkpoints.load("best")
-        # at least one evaluation has detached the model from the pipeline, which is done with it
         result: dict[str, Any] = {
             "steps": self.state.step,
             "samples": self.state.samples,

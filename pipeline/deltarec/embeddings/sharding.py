@@ -6,6 +6,7 @@ on CPU, true bytes for the planner, tables of optimisers, and what is refused be
 something else than it says.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from torchrec.distributed.planner.shard_estimators import (
     EmbeddingPerfEstimator,
     EmbeddingStorageEstimator,
 )
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
 from torchrec.distributed.types import ShardedTensor, ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -34,6 +36,10 @@ from deltarec.embeddings.tables import EmbeddingConfig, TableOptimizer, TableSpe
 AUTO = ["table_wise", "row_wise"]
 """What `sharding: auto` lets the planner choose from. Column-wise is left out because it changes
 row-wise optimiser state, data-parallel because it changes the optimiser."""
+
+
+RESERVED = 0.2
+"""Share of a device's memory that the plan leaves to dense parameters and activations."""
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
@@ -125,6 +131,7 @@ def make_plan(
         batch_size=batch_size,
         constraints=constraints,
         enumerator=enumerator,
+        storage_reservation=FixedPercentageStorageReservation(RESERVED),
     )
     try:
         return planner.collective_plan(tables_module, SHARDERS, dist.GroupMember.WORLD)
@@ -254,8 +261,6 @@ def _initialise(
 
 
 def _local_world_size() -> int:
-    import os
-
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
 
