@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TorchX components: how a job is started on one machine or on many.
 
-    torchx run launch/components.py:train --config configs/adult_demo.yaml --nproc 2
+torchx run launch/components.py:train --config configs/adult_demo.yaml --nproc 2
 """
 
 import os

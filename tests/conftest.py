@@ -38,7 +38,7 @@ def ml1m(data_root: Path) -> Path:
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120):
-    """Run a module-level function as `world_size` gloo ranks; returns each rank's result in order."""
+    """Run a module-level function as `world_size` gloo ranks; returns the ranks' results."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchrec"])  # imported once, then every rank is a quick fork
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ once the folder is whole.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class TrainState:
     """Samples trained."""
     seconds: float = 0.0
     """Time spent training, over all sessions."""
-    position: Position = Position(0, 0)
+    position: Position = field(default_factory=Position)
     best_value: float | None = None
     """The best value so far of the metric that stops early."""
     evaluations_since_best: int = 0
@@ -113,4 +113,3 @@ class Checkpoints:
         for folder in self.folder.glob("step_*"):
             if folder not in kept:
                 shutil.rmtree(folder)
-

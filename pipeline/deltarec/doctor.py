@@ -5,8 +5,11 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-TESTED = ({"torch": "2.13", "torchrec": "1.8", "fbgemm": "1.8"}, {"torch": "2.11", "torchrec": "1.6", "fbgemm": "1.6"})  # fmt: skip
-"""Combinations that work: the first is developed with."""
+TESTED = (
+    {"torch": "2.13", "torchrec": "1.8", "fbgemm": "1.8"},
+    {"torch": "2.11", "torchrec": "1.6", "fbgemm": "1.6"},
+)
+"""Combinations that fit together: the first is developed and tested with."""
 MEND = "rm -rf .venv && make setup"
 
 
@@ -21,7 +24,7 @@ def examine() -> dict[str, Any]:
         "torchx": _version("torchx"),
         "pyarrow": _version("pyarrow"),
     }
-    problems = [f"{name} is not installed" for name in ("torch", "torchrec", "fbgemm") if not found[name]]  # fmt: skip
+    problems = [f"{name} is not installed" for name in TESTED[0] if not found[name]]
     if not problems:
         problems += _examine_installed(found)
     return {**found, "problems": problems, "mend": MEND if problems else None}
@@ -38,7 +41,9 @@ def _examine_installed(found: dict[str, Any]) -> list[str]:
         wanted = " or ".join(str(combination) for combination in TESTED)
         problems.append(f"versions {installed} were never tried together; tested are {wanted}")
     if _version("fbgemm-gpu-cpu") and _version("fbgemm-gpu"):
-        problems.append("both fbgemm-gpu-cpu and fbgemm-gpu are installed: one overwrites the other")
+        problems.append(
+            "fbgemm-gpu-cpu and fbgemm-gpu are both installed: one overwrites the other"
+        )
     if found["gpus"] and found["fbgemm_build"] == "cpu":
         problems.append("this machine has a GPU, but fbgemm is the CPU build")
     for module in ("fbgemm_gpu", "torchrec"):

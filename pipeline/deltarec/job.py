@@ -138,7 +138,7 @@ class Job(Config):
                 )
             rows = schema.table_rows[schema.table(name)]
             if not 0 <= feature.default < rows:
-                raise ValueError(f"features.{name}.default: {feature.default} is not in {rows} rows")
+                raise ValueError(f"features.{name}.default: {feature.default} is not below {rows}")
         unused = self.embedding.tables.keys() - {schema.table(name) for name in schema.sparse}
         if unused:
             raise ValueError(f"embedding.tables.{min(unused)}: no feature uses this table")

@@ -10,11 +10,11 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
+from pydantic import Field
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -141,7 +141,7 @@ class OptimizerConfig(Config):
     clip_norm: float | None = Field(default=None, gt=0)
     """The largest norm of all dense gradients together."""
     accumulate: int = Field(default=1, gt=0)
-    """Batches whose dense gradients are averaged into one step. Tables are updated at every batch."""
+    """Batches whose dense gradients make one step; tables are updated at every batch."""
 
 
 class StepOptimizer:
@@ -179,7 +179,7 @@ class StepOptimizer:
         self._base_rates = [group["lr"] for group in self.combined.param_groups]
 
     def zero_grad(self) -> None:
-        """Set this batch's learning rates (fused optimisers use them in backward), clear gradients."""
+        """Set this batch's learning rates, which fused optimisers use in backward; clear gradients."""
         factor = self.config.schedule.factor(self.batches, self.num_steps)
         for group, rate in zip(self.combined.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
@@ -204,8 +204,10 @@ class StepOptimizer:
         self._dense.init_state()
 
     def set_batches(self, batches: int) -> None:
-        """Continue after so many batches: the schedule, and the step counter of fused Adam, which
-        FBGEMM leaves out of its state."""
+        """Continue after so many batches: the schedule, and the step counter of fused kernels.
+
+        FBGEMM's Adam needs that counter and leaves it out of its state.
+        """
         self.batches = batches
         for kernel in self._kernels:
             kernel.set_optimizer_step(batches)

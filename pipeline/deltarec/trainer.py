@@ -66,7 +66,7 @@ class Trainer:
         self.state = TrainState()
 
     def fit(self) -> dict[str, Any]:
-        """Train to the end, or from the latest checkpoint on; returns the content of result.json."""
+        """Train to the end, from the latest checkpoint if there is one; returns result.json."""
         self.run.write("config.yaml", configuration.dump(self.job))
         self.run.write("plan.txt", self.plan)
         if self.checkpoints.find("latest"):
@@ -109,7 +109,7 @@ class Trainer:
         )
         progress = Progress(f"evaluate {split}", reader.num_samples)
         with self._plain_model() as model:
-            for batch in reader.read(Position(0, 0), epochs=1):
+            for batch in reader.read(Position(), epochs=1):
                 batch = batch.to(self.device)
                 _, (_, logits) = model(batch)
                 user = batch.user if self.job.data.user else None
@@ -133,9 +133,7 @@ class Trainer:
         share = -(-job.train.batch_size // world_size())
         plan = sharding.make_plan(tables, specs, job.embedding, self.device, share)
         description = sharding.describe(plan, specs, job.embedding.optimizer)
-        sharded = sharding.shard(
-            model, plan, specs, job.embedding, self.device, job.train.seed
-        )
+        sharded = sharding.shard(model, plan, specs, job.embedding, self.device, job.train.seed)
         return sharded, description
 
     def _reader(self, split: Split) -> Reader:
@@ -373,5 +371,3 @@ def report(result: dict[str, Any]) -> str:
         f"{result['samples_per_second']:,.0f} samples/s"
     )
     return "\n".join(lines)
-
-

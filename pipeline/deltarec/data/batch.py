@@ -18,8 +18,8 @@ from deltarec.data.schema import Schema
 class Position:
     """Where in the training data a job stands: the first sample not yet trained."""
 
-    epoch: int
-    samples: int
+    epoch: int = 0
+    samples: int = 0
     """Samples of the epoch before it, over all ranks."""
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """TorchRec collections from the schema, on the meta device, and their outputs by feature name.
 
-Tables that a sequence uses live in EmbeddingCollections (one for each dimension: a collection has only
-one) and other features of those tables are pooled here; all other tables live in at most two
+Tables that a sequence uses live in EmbeddingCollections (one for each dimension: a collection has
+only one) and other features of those tables are pooled here; all other tables live in at most two
 EmbeddingBagCollections, one without and one with weights.
 """
 
@@ -57,10 +57,11 @@ class EmbeddingTables(nn.Module):
         self.schema = schema
         self.pooled = _bag_collection(schema, tables, schema.pooled, weighted=False)
         self.weighted = _bag_collection(schema, tables, schema.weighted, weighted=True)
-        dims = {tables[schema.table(name)].dim for name in schema.unpooled}
+        by_dim: dict[int, list[str]] = {}
+        for name in schema.unpooled:
+            by_dim.setdefault(tables[schema.table(name)].dim, []).append(name)
         self.unpooled = nn.ModuleList(
-            _collection(schema, tables, (n for n in schema.unpooled if _dim(schema, tables, n) == d))
-            for d in sorted(dims)
+            _collection(schema, tables, names) for _, names in sorted(by_dim.items())
         )
 
     def forward(self, batch: Batch) -> list:
@@ -108,10 +109,6 @@ def pool(values: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     """Sum or mean over each list: `[sum of lengths, D]` to `[B, D]`; an empty list gives zeros."""
     sums = torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
     return sums if pooling == "sum" else sums / lengths.clamp(min=1).unsqueeze(1)
-
-
-def _dim(schema: Schema, tables: Mapping[str, TableSpec], feature: str) -> int:
-    return tables[schema.table(feature)].dim
 
 
 def _features_by_table(schema: Schema, names: Iterable[str]) -> dict[str, list[str]]:

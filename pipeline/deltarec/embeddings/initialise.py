@@ -11,7 +11,7 @@ CHUNK_ROWS = 4096
 
 
 def initial_rows(table: str, start: int, stop: int, dim: int, std: float, seed: int) -> Tensor:
-    """Rows [start, stop) of a table's initial weights, normal with mean 0: `[stop - start, dim]`."""
+    """Rows [start, stop) of a table's initial weights, normal around 0: `[stop - start, dim]`."""
     parts = []
     for chunk in range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)):
         key = hashlib.sha256(f"{seed}/{table}/{chunk}".encode()).digest()

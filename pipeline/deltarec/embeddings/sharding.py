@@ -165,9 +165,7 @@ def shard(
     return parallel
 
 
-def describe(
-    plan: ShardingPlan, tables: Mapping[str, TableSpec], optimizer: TableOptimizer
-) -> str:
+def describe(plan: ShardingPlan, tables: Mapping[str, TableSpec], optimizer: TableOptimizer) -> str:
     """The plan as a readable text: each table, its shards and their bytes; each rank's total."""
     lines = [
         f"{'table':24} {'rows':>12} {'dim':>4} {'type':>5} {'sharding':14} "
@@ -254,9 +252,7 @@ def _initialise(
             else [([0, 0], value)]
         )
         for (row, column), tensor in shards:
-            rows = initial_rows(
-                name, row, row + tensor.shape[0], table.dim, table.init_std, seed
-            )
+            rows = initial_rows(name, row, row + tensor.shape[0], table.dim, table.init_std, seed)
             tensor.detach().copy_(rows[:, column : column + tensor.shape[1]])
 
 

@@ -57,7 +57,7 @@ class Adagrad(TableOptimizer):
 
 
 class RowWiseAdagrad(TableOptimizer):
-    """Adagrad with one state value a row (and a column shard): the usual choice for large tables."""
+    """Adagrad with one state value a row (and a column shard): the usual one for large tables."""
 
     name: Literal["rowwise_adagrad"]
     eps: float = 1e-8

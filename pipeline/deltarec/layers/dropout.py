@@ -2,9 +2,9 @@
 """Dropout whose mask belongs to the sample, not to the process that draws it.
 
 A mask from the process's own random stream would differ with the number of processes. Here it is a
-hash of (seed, epoch, sample, layer, unit): `sample_keys` makes one key a sample, the model hands it to
-its dropouts by `set_sample_keys` before each forward, and a layer mixes in its own number and the
-unit's.
+hash of (seed, epoch, sample, layer, unit): `sample_keys` makes one key a sample, the model hands it
+to its dropouts by `set_sample_keys` before each forward, and a layer mixes in its own number and
+the unit's.
 """
 
 import torch
@@ -20,7 +20,6 @@ class Dropout(nn.Module):
 
     Args:
         p: probability of a unit to be dropped.
-        layer: this layer's number in the model.
     """
 
     def __init__(self, p: float) -> None:

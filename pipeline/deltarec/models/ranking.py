@@ -111,7 +111,7 @@ class RankingModel(nn.Module):
         self.balancer = balancer
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Losses `[T]` to sum and differentiate; and, detached, plain losses and logits `[B, T]`."""
+        """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""
         logits = self.network(batch, self.tables(batch))
         losses = self.losses(logits, batch)
         return self.balancer(losses), (losses.detach(), logits.detach())
@@ -148,10 +148,9 @@ class TaskLosses(nn.Module):
                 columns.append(F.mse_loss(logit, label, reduction="none"))
         losses = torch.stack(columns, dim=1) * batch.weight.unsqueeze(1)
         losses = torch.where(batch.mask, losses, 0).sum(0)
-        if self.may_mask:
+        count = batch.num_samples
+        if self.may_mask:  # then it differs by task, and no rank knows it alone
             count = all_sum(batch.mask.sum(0)).clamp(min=1)
-        else:
-            count = batch.num_samples
         return losses * (dist.get_world_size() / count)
 
 

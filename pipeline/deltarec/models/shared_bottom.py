@@ -11,7 +11,7 @@ from deltarec.models.roles import TaskHeads
 
 
 class SharedBottomHeads(TaskHeads):
-    """y_k = t_k(h)"""
+    """y_k = t_k(h)."""
 
     class Config(MLPConfig):
         """Options of the shared_bottom heads: the shape of one tower."""
