@@ -28,7 +28,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/deltarec docs --check
+	$(BIN)/python docs/generate_configuration.py --check
 
 bench: setup
 	$(BIN)/deltarec bench reader

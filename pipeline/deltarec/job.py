@@ -103,6 +103,7 @@ class Job(Config):
     """One job: data, features, tasks, scenario, embedding, model, balance, train."""
 
     data: DataConfig
+    """Where the data are, and how they are read."""
     features: dict[str, Annotated[Feature, OneOf(FEATURES, key="kind")]] = Field(min_length=1)
     """The inputs, by name; `kind` is id, ids, sequence or dense."""
     tasks: dict[str, Task] = Field(min_length=1)
@@ -110,10 +111,13 @@ class Job(Config):
     scenario: Scenario | None = None
     """The column that tells scenarios apart."""
     embedding: EmbeddingConfig
+    """The embedding tables."""
     model: ModelConfig
+    """A member for each role."""
     balance: Annotated[Config, OneOf(BALANCERS)] = Equal.Config(name="equal")
     """How the tasks' losses are balanced."""
     train: TrainConfig
+    """The training loop."""
 
     @property
     def data_schema(self) -> Schema:
