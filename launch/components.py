@@ -11,8 +11,6 @@ from pathlib import Path
 import torchx.specs as specs
 from torchx.components.dist import ddp
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def train(
     *overrides: str,
@@ -47,7 +45,7 @@ def train(
         *arguments,
         m="deltarec.cli",
         name="/train",
-        image=image or str(ROOT),
+        image=image or os.getcwd(),
         env={} if image else _this_environment(),
         j=f"{nodes}x{nproc}",
         cpu=cpu * nproc,
@@ -57,9 +55,13 @@ def train(
 
 
 def _this_environment() -> dict[str, str]:
-    """This Python first in the path, and the packages from their source roots."""
-    programs = Path(sys.executable).parent
+    """This Python first in the path, and the packages from their source roots.
+
+    TorchX executes this file without telling it its own path, so the working directory says where
+    the repository is.
+    """
+    programs, root = Path(sys.executable).parent, Path.cwd()
     return {
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), str(ROOT / "kernels")]),
+        "PYTHONPATH": os.pathsep.join([str(root / "pipeline"), str(root / "kernels")]),
     }
