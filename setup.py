@@ -1,6 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 from setuptools import find_packages, setup
 
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    BuildExtension = CppExtension = None
+
+WITHOUT = "deltarec: the C++ kernels are not built, the plain PyTorch reference serves: "
+
+
+def extension() -> dict:
+    """The C++ kernels, if torch is there to build them with; a failed build stops nothing."""
+    if BuildExtension is None:
+        print(WITHOUT + "torch is not installed, or pip was not told --no-build-isolation")
+        return {}
+
+    class BuildOrSaySo(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                print(WITHOUT + " ".join(str(error).split()))
+                self.extensions = []
+
+        def copy_extensions_to_source(self) -> None:
+            if self.extensions:
+                super().copy_extensions_to_source()
+
+        def get_outputs(self) -> list[str]:
+            return super().get_outputs() if self.extensions else []
+
+    native = CppExtension(
+        "deltarec_kernels._native",
+        [
+            "kernels/csrc/operators.cpp",
+            "kernels/csrc/group.cpp",
+            "kernels/csrc/kernels_baseline.cpp",
+            "kernels/csrc/kernels_avx2.cpp",
+        ],
+        depends=[
+            "kernels/csrc/arguments.h",
+            "kernels/csrc/group.h",
+            "kernels/csrc/kernels.inl",
+            "kernels/csrc/vectors.inl",
+        ],
+        # No -march=native: a wheel must run elsewhere. No contraction: equal codes on every machine.
+        extra_compile_args=[
+            "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi",
+        ],
+        extra_link_args=["-fopenmp"],
+    )
+    return {"ext_modules": [native], "cmdclass": {"build_ext": BuildOrSaySo}}
+
+
 # torchrec's own requirement (fbgemm-gpu, CUDA) would overwrite the CPU build, so torch, fbgemm and torchrec
 # are installed by `make setup`, which picks the build for the machine; here stands all the rest.
 setup(
@@ -29,7 +81,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["hypothesis", "pyright", "pytest", "pytest-timeout", "ruff", "scikit-learn"],
+        "dev": ["hypothesis", "pyright", "pytest", "pytest-timeout", "ruff", "scikit-learn", "triton"],
     },
     entry_points={"console_scripts": ["deltarec = deltarec.cli:main"]},
+    **extension(),
 )

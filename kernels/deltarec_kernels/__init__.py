@@ -1,1 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
+from deltarec_kernels.fake_quantise import fake_quantise
+from deltarec_kernels.lookup import Pooling, lookup
+from deltarec_kernels.optimizer import Optimizer
+from deltarec_kernels.packing import row_bytes
+from deltarec_kernels.registration import COMPILED, describe
+from deltarec_kernels.tables import Tables, TableShard
+from deltarec_kernels.update import (
+    Batch,
+    Groups,
+    Rounding,
+    group,
+    update,
+    update_rows,
+    update_step,
+)
+
+__all__ = [
+    "COMPILED",
+    "Batch",
+    "Groups",
+    "Optimizer",
+    "Pooling",
+    "Rounding",
+    "TableShard",
+    "Tables",
+    "describe",
+    "fake_quantise",
+    "group",
+    "lookup",
+    "row_bytes",
+    "update",
+    "update_rows",
+    "update_step",
+]

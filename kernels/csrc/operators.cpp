@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators on CPU: checks, arguments, and the division of the work among the threads.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "arguments.h"
+#include "group.h"
+
+namespace deltarec {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+const RowKernels& row_kernels() {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (avx2) return kAvx2;
+#endif
+  return kBaseline;
+}
+
+template <typename T>
+T* pointer(const Tensor& tensor) {
+  TORCH_INTERNAL_ASSERT(tensor.is_contiguous() && tensor.is_cpu());
+  return tensor.data_ptr<T>();
+}
+
+template <typename T>
+T* pointer(const OptionalTensor& tensor) {
+  return tensor ? pointer<T>(*tensor) : nullptr;
+}
+
+const Table* tables_of(const Tensor& tables) {
+  TORCH_CHECK(tables.dim() == 2 && tables.size(1) == sizeof(Table) / 8, "tables: wrong layout");
+  return reinterpret_cast<const Table*>(pointer<int64_t>(tables));
+}
+
+const Feature* features_of(const Tensor& features) {
+  return reinterpret_cast<const Feature*>(pointer<int64_t>(features));
+}
+
+Tensor longs(const Tensor& tensor) { return tensor.to(at::kLong).contiguous(); }
+
+// [features]: the position in ids where each feature ends.
+Tensor feature_ends(const Tensor& features, const Tensor& offsets) {
+  const int64_t count = features.size(0), batch = (offsets.numel() - 1) / count;
+  Tensor ends = at::empty({count}, at::kLong);
+  for (int64_t f = 0; f < count; ++f)
+    ends.data_ptr<int64_t>()[f] = offsets.data_ptr<int64_t>()[(f + 1) * batch];
+  return ends;
+}
+
+// Runs `work(first, last)` over [0, count) by shares of equal cost, where `starts` [count + 1] says
+// how many ids come before each item: neither a long bag nor a hot row then leaves threads idle.
+template <typename Work>
+void share(const int64_t* starts, int64_t count, int64_t cost_of_item, const Work& work) {
+  const int64_t total = starts[count] - starts[0] + count * cost_of_item;
+  const auto item_at = [&](int64_t cost) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (starts[middle] - starts[0] + middle * cost_of_item < cost)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  };
+  at::parallel_for(0, total, 2048, [&](int64_t first, int64_t last) {
+    const int64_t begin = item_at(first), end = last == total ? count : item_at(last);
+    if (begin < end) work(begin, end);
+  });
+}
+
+void check_ids(const LookupArguments& a) {
+  for (int64_t f = 0, first = 0; f < a.num_features; first = a.feature_ends[f++]) {
+    const int64_t rows = a.tables[a.features[f].table].rows;
+    at::parallel_for(first, a.feature_ends[f], 65536, [&](int64_t begin, int64_t end) {
+      uint64_t largest = 0;
+      for (int64_t i = begin; i < end; ++i)
+        largest = std::max(largest, static_cast<uint64_t>(a.ids[i]));
+      TORCH_CHECK_INDEX(largest < static_cast<uint64_t>(rows), "id ",
+                        static_cast<int64_t>(largest), " is outside its table of ", rows, " rows");
+    });
+  }
+}
+
+LookupArguments lookup_arguments(const Tensor& codes, const Tensor& step, const Tensor& tables,
+                                 const Tensor& features, const Tensor& ids, const Tensor& offsets,
+                                 const Tensor& ends, const OptionalTensor& weights) {
+  LookupArguments a{};
+  a.codes = pointer<uint8_t>(codes);
+  a.step = pointer<float>(step);
+  a.tables = tables_of(tables);
+  a.features = features_of(features);
+  a.ids = pointer<int64_t>(ids);
+  a.offsets = pointer<int64_t>(offsets);
+  a.feature_ends = pointer<int64_t>(ends);
+  a.weights = pointer<float>(weights);
+  a.num_features = features.size(0);
+  a.num_ids = ids.numel();
+  a.batch = (offsets.numel() - 1) / a.num_features;
+  check_ids(a);
+  return a;
+}
+
+Tensor lookup(const Tensor& codes, const Tensor& step, const Tensor& tables, const Tensor& features,
+              const Tensor& ids_in, const Tensor& offsets_in, const OptionalTensor& weights,
+              int64_t bits, std::string_view pooling, int64_t columns, at::ScalarType dtype) {
+  const Tensor ids = longs(ids_in), offsets = longs(offsets_in);
+  const Tensor ends = feature_ends(features, offsets);
+  LookupArguments a =
+      lookup_arguments(codes, step, tables, features, ids, offsets, ends, weights);
+  const bool pooled = pooling != "none";
+  Tensor output = at::empty({pooled ? a.batch : a.num_ids, columns}, codes.options().dtype(dtype));
+  a.output = output.data_ptr();
+  a.columns = columns;
+  a.mean = pooling == "mean";
+  a.output_type = dtype == at::kFloat  ? Output::kFloat
+                  : dtype == at::kHalf ? Output::kHalf
+                                       : Output::kBFloat16;
+  if (pooled) {
+    share(a.offsets, a.num_features * a.batch, 2, [&](int64_t first, int64_t last) {
+      row_kernels().lookup(a, static_cast<int>(bits), first, last);
+    });
+  } else {
+    a.offsets = nullptr;
+    at::parallel_for(0, a.num_ids, 1024, [&](int64_t first, int64_t last) {
+      row_kernels().lookup(a, static_cast<int>(bits), first, last);
+    });
+  }
+  return output;
+}
+
+Tensor lookup_weights_gradient(const Tensor& codes, const Tensor& step, const Tensor& tables,
+                               const Tensor& features, const Tensor& ids_in,
+                               const Tensor& offsets_in, const Tensor& gradient_in, int64_t bits) {
+  const Tensor ids = longs(ids_in), offsets = longs(offsets_in);
+  const Tensor ends = feature_ends(features, offsets);
+  const Tensor gradient = gradient_in.to(at::kFloat).contiguous();
+  LookupArguments a =
+      lookup_arguments(codes, step, tables, features, ids, offsets, ends, std::nullopt);
+  Tensor output = at::empty({a.num_ids}, gradient.options());
+  a.output = output.data_ptr();
+  a.columns = gradient.size(1);
+  share(a.offsets, a.num_features * a.batch, 2, [&](int64_t first, int64_t last) {
+    row_kernels().lookup_weights(a, static_cast<int>(bits), gradient.data_ptr<float>(), first,
+                                 last);
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_rows(const Tensor& tables, const Tensor& features,
+                                              const Tensor& ids_in, const Tensor& offsets_in) {
+  const Tensor ids = longs(ids_in), offsets = longs(offsets_in);
+  TORCH_CHECK_VALUE(ids.numel() < INT32_MAX, "a batch of ", ids.numel(),
+                    " ids is too large: one call takes fewer than 2^31");
+  const Tensor ends = feature_ends(features, offsets);
+  const Table* last = tables_of(tables) + tables.size(0) - 1;
+  Tensor order = at::empty({ids.numel()}, at::kInt);
+  Tensor runs = at::empty({ids.numel() + 1}, at::kLong), rows = at::empty({ids.numel()}, at::kLong);
+  const int64_t distinct = group({tables_of(tables), features_of(features), pointer<int64_t>(ends),
+                                  pointer<int64_t>(ids), features.size(0), ids.numel(),
+                                  last->first_row + last->rows, pointer<int32_t>(order),
+                                  pointer<int64_t>(runs), pointer<int64_t>(rows)});
+  TORCH_CHECK_INDEX(distinct >= 0, "id ", distinct < 0 ? ids[-1 - distinct].item<int64_t>() : 0,
+                    " is outside its table");
+  return {order, runs.narrow(0, 0, distinct + 1).clone(), rows.narrow(0, 0, distinct).clone()};
+}
+
+Optimizer optimizer_of(std::string_view name) {
+  if (name == "sgd") return Optimizer::kSgd;
+  if (name == "adagrad") return Optimizer::kAdagrad;
+  if (name == "rowwise_adagrad") return Optimizer::kRowwiseAdagrad;
+  if (name == "adam") return Optimizer::kAdam;
+  if (name == "rowwise_adam") return Optimizer::kRowwiseAdam;
+  TORCH_CHECK_VALUE(name == "none", "optimizer ", name, " is not known");
+  return Optimizer::kNone;
+}
+
+Rates rates_of(at::ArrayRef<double> rates) {
+  TORCH_CHECK_VALUE(rates.size() == 8, "rates: expected 8 numbers, got ", rates.size());
+  Rates r;
+  float* to[] = {&r.learning_rate, &r.eps,   &r.beta1,       &r.rest1,
+                 &r.beta2,         &r.rest2, &r.correction1, &r.correction2};
+  for (size_t i = 0; i < 8; ++i) *to[i] = static_cast<float>(rates[i]);
+  return r;
+}
+
+// What the three phases of an update share: where the gradient of every occurrence lies, and the
+// rows' sharing among the threads. The tensors keep alive what `arguments` points to.
+struct Update {
+  UpdateArguments arguments{};
+  int64_t bits;
+  Tensor gradient, places, weights;
+
+  Update(Phase phase, const Tensor& codes, const Tensor& step, const Tensor& tables,
+         const Tensor& features, const Tensor& order, const Tensor& runs, const Tensor& rows,
+         const Tensor& offsets, const OptionalTensor& weights_in, const Tensor& gradient_in,
+         int64_t bits, std::string_view pooling)
+      : bits(bits), gradient(gradient_in.to(at::kFloat).contiguous()) {
+    UpdateArguments& a = arguments;
+    a.phase = phase;
+    a.codes = pointer<uint8_t>(codes);
+    a.step = pointer<float>(step);
+    a.tables = tables_of(tables);
+    a.runs = pointer<int64_t>(runs);
+    a.rows = pointer<int64_t>(rows);
+    a.num_distinct = rows.numel();
+    for (int64_t t = 0; t < tables.size(0); ++t) a.width = std::max(a.width, a.tables[t].dim);
+    if (weights_in) weights = by_row<float>(order, *weights_in);
+    if (pooling == "none") {
+      places = order.to(at::kLong).mul_(gradient.size(1));
+    } else {
+      place_bags(features, order, longs(offsets), pooling == "mean");
+    }
+    a.places = pointer<int64_t>(places);
+    a.weights = weights_in ? pointer<float>(weights) : nullptr;
+    a.gradient = pointer<float>(gradient);
+  }
+
+  // Gathered once, in a loop that keeps many misses in flight; the row kernel then reads in order.
+  template <typename T>
+  static Tensor by_row(const Tensor& order, const Tensor& values) {
+    Tensor sorted = at::empty_like(values);
+    const int32_t* positions = pointer<int32_t>(order);
+    const T* from = pointer<T>(values);
+    T* to = sorted.data_ptr<T>();
+    at::parallel_for(0, order.numel(), 16384, [&](int64_t first, int64_t last) {
+      for (int64_t at = first; at < last; ++at) to[at] = from[positions[at]];
+    });
+    return sorted;
+  }
+
+  void place_bags(const Tensor& features, const Tensor& order, const Tensor& offsets, bool mean) {
+    const Feature* feature = features_of(features);
+    const int64_t num_features = features.size(0), count = offsets.numel() - 1;
+    const int64_t batch = count / num_features, columns = gradient.size(1);
+    Tensor place_of = at::empty({order.numel()}, at::kLong);
+    int64_t* place = place_of.data_ptr<int64_t>();
+    const int64_t* starts = offsets.data_ptr<int64_t>();
+    share(starts, count, 1, [&](int64_t first, int64_t last) {
+      for (int64_t bag = first; bag < last; ++bag)
+        std::fill(place + starts[bag], place + starts[bag + 1],
+                  bag % batch * columns + feature[bag / batch].column);
+    });
+    places = by_row<int64_t>(order, place_of);
+    if (!mean) return;
+    // Every bag's gradient is divided once, not once per id.
+    const Tensor lengths = (offsets.slice(0, 1) - offsets.slice(0, 0, -1)).clamp_min(1);
+    const Tensor scale = lengths.to(at::kFloat).reciprocal().view({num_features, batch, 1});
+    gradient = gradient.clone();
+    for (int64_t f = 0; f < num_features; ++f)
+      gradient.narrow(1, feature[f].column, arguments.tables[feature[f].table].dim).mul_(scale[f]);
+  }
+
+  void learn_step(const OptionalTensor& moment1, const OptionalTensor& moment2,
+                  const Tensor& gradient_scale, std::string_view optimizer,
+                  at::ArrayRef<double> rates, double factor) {
+    arguments.step_moment1 = pointer<float>(moment1);
+    arguments.step_moment2 = pointer<float>(moment2);
+    arguments.gradient_scale = pointer<float>(gradient_scale);
+    arguments.step_optimizer = optimizer_of(optimizer);
+    arguments.step_rates = rates_of(rates);
+    arguments.step_factor = static_cast<float>(factor);
+  }
+
+  void optimise(const OptionalTensor& moment1, const OptionalTensor& moment2,
+                std::string_view optimizer, at::ArrayRef<double> rates) {
+    arguments.moment1 = pointer<float>(moment1);
+    arguments.moment2 = pointer<float>(moment2);
+    arguments.optimizer = optimizer_of(optimizer);
+    arguments.rates = rates_of(rates);
+  }
+
+  void round(bool stochastic, int64_t seed, int64_t number) {
+    arguments.stochastic = stochastic;
+    arguments.seed = static_cast<uint64_t>(seed);
+    arguments.number = static_cast<uint32_t>(number);
+  }
+
+  void run() const {
+    const UpdateArguments& a = arguments;
+    share(a.runs, a.num_distinct, 2, [&](int64_t first, int64_t last) {
+      std::vector<float> scratch(scratch_floats(a.width));
+      row_kernels().update(a, static_cast<int>(bits), first, last, scratch.data());
+    });
+  }
+};
+
+void update(const Tensor& codes, const Tensor& step, const OptionalTensor& moment1,
+            const OptionalTensor& moment2, const OptionalTensor& step_moment1,
+            const OptionalTensor& step_moment2, const Tensor& tables, const Tensor& features,
+            const Tensor& gradient_scale, const Tensor& order, const Tensor& runs,
+            const Tensor& rows, const Tensor& offsets, const OptionalTensor& weights,
+            const Tensor& gradient, int64_t bits, std::string_view pooling,
+            std::string_view optimizer, at::ArrayRef<double> rates,
+            std::string_view step_optimizer, at::ArrayRef<double> step_rates, double step_factor,
+            bool stochastic, int64_t seed, int64_t number) {
+  Update work(Phase::kWhole, codes, step, tables, features, order, runs, rows, offsets, weights,
+              gradient, bits, pooling);
+  work.optimise(moment1, moment2, optimizer, rates);
+  work.learn_step(step_moment1, step_moment2, gradient_scale, step_optimizer, step_rates,
+                  step_factor);
+  work.round(stochastic, seed, number);
+  work.run();
+}
+
+Tensor update_rows(const Tensor& codes, const Tensor& step, const OptionalTensor& moment1,
+                   const OptionalTensor& moment2, const Tensor& tables, const Tensor& features,
+                   const Tensor& order, const Tensor& runs, const Tensor& rows,
+                   const Tensor& offsets, const OptionalTensor& weights, const Tensor& gradient,
+                   int64_t width, int64_t bits, std::string_view pooling,
+                   std::string_view optimizer, at::ArrayRef<double> rates) {
+  Update work(Phase::kRows, codes, step, tables, features, order, runs, rows, offsets, weights,
+              gradient, bits, pooling);
+  work.optimise(moment1, moment2, optimizer, rates);
+  Tensor updated = at::empty({rows.numel(), width}, step.options());
+  work.arguments.updated = updated.data_ptr<float>();
+  work.arguments.width = width;
+  work.run();
+  return updated;
+}
+
+void update_step(const Tensor& codes, const Tensor& step, const OptionalTensor& step_moment1,
+                 const OptionalTensor& step_moment2, const Tensor& tables, const Tensor& features,
+                 const Tensor& gradient_scale, const Tensor& order, const Tensor& runs,
+                 const Tensor& rows, const Tensor& offsets, const OptionalTensor& weights,
+                 const Tensor& gradient, const Tensor& updated, int64_t bits,
+                 std::string_view pooling, std::string_view step_optimizer,
+                 at::ArrayRef<double> step_rates, double step_factor, bool stochastic,
+                 int64_t seed, int64_t number) {
+  Update work(Phase::kStep, codes, step, tables, features, order, runs, rows, offsets, weights,
+              gradient, bits, pooling);
+  work.learn_step(step_moment1, step_moment2, gradient_scale, step_optimizer, step_rates,
+                  step_factor);
+  work.round(stochastic, seed, number);
+  work.arguments.updated = pointer<float>(updated);
+  work.arguments.width = updated.size(1);
+  work.run();
+}
+
+FakeQuantiseArguments fake_arguments(const Tensor& weight, const Tensor& step, int64_t bits) {
+  FakeQuantiseArguments a{};
+  a.weight = pointer<float>(weight);
+  a.step = pointer<float>(step);
+  a.dim = weight.size(1);
+  a.block = weight.size(1) / step.size(1);
+  a.bits = static_cast<int>(bits);
+  return a;
+}
+
+// The factor is backward's.
+Tensor fake_quantise(const Tensor& weight_in, const Tensor& step_in, int64_t bits, double) {
+  const Tensor weight = weight_in.contiguous(), step = step_in.contiguous();
+  Tensor output = at::empty_like(weight);
+  FakeQuantiseArguments a = fake_arguments(weight, step, bits);
+  a.output = output.data_ptr<float>();
+  at::parallel_for(0, step.numel(), 256, [&](int64_t first, int64_t last) {
+    row_kernels().fake_quantise(a, first, last);
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> fake_quantise_backward(const Tensor& gradient_in,
+                                                  const Tensor& weight_in, const Tensor& step_in,
+                                                  int64_t bits, double factor) {
+  const Tensor gradient = gradient_in.contiguous();
+  const Tensor weight = weight_in.contiguous(), step = step_in.contiguous();
+  Tensor output = at::empty_like(weight), step_gradient = at::empty_like(step);
+  FakeQuantiseArguments a = fake_arguments(weight, step, bits);
+  a.gradient = gradient.data_ptr<float>();
+  a.output = output.data_ptr<float>();
+  a.step_gradient = step_gradient.data_ptr<float>();
+  a.factor = static_cast<float>(factor);
+  at::parallel_for(0, step.numel(), 256, [&](int64_t first, int64_t last) {
+    row_kernels().fake_quantise_backward(a, first, last);
+  });
+  return {output, step_gradient};
+}
+
+// Random rows of a large table miss the translation cache of small pages at nearly every access.
+void advise_huge_pages(const Tensor& tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t last = (begin + tensor.nbytes()) / kHuge * kHuge;
+  // Only advice: a kernel without huge pages refuses it, and nothing is lost.
+  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+std::string instruction_set() { return row_kernels().name; }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(deltarec, CPU, m) {
+  m.impl("lookup", lookup);
+  m.impl("lookup_weights_gradient", lookup_weights_gradient);
+  m.impl("group_rows", group_rows);
+  m.impl("update", update);
+  m.impl("update_rows", update_rows);
+  m.impl("update_step", update_step);
+  m.impl("fake_quantise", fake_quantise);
+  m.impl("fake_quantise_backward", fake_quantise_backward);
+}
+
+TORCH_LIBRARY(deltarec_native, m) {
+  m.def("advise_huge_pages(Tensor tensor) -> ()", advise_huge_pages);
+  m.def("instruction_set() -> str", instruction_set);
+}
+
+}  // namespace deltarec

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// Eight lanes of everything, by the vector types of GCC and Clang; `kernels.inl` says why.
+
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef double f64x4 __attribute__((vector_size(32)));
+typedef int8_t i8x8 __attribute__((vector_size(8)));
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+
+inline f32x8 splat(float x) { return f32x8{x, x, x, x, x, x, x, x}; }
+
+// The first `count` of eight floats, the other lanes zero.
+inline f32x8 load(const float* from, int64_t count = 8) {
+  f32x8 lanes = splat(0.0f);
+  if (count >= 8) {
+    __builtin_memcpy(&lanes, from, 32);
+  } else {
+    for (int64_t i = 0; i < 8 && i < count; ++i) lanes[i] = from[i];
+  }
+  return lanes;
+}
+
+inline void store(float* to, f32x8 lanes, int64_t count = 8) {
+  if (count >= 8) {
+    __builtin_memcpy(to, &lanes, 32);
+  } else {
+    for (int64_t i = 0; i < 8 && i < count; ++i) to[i] = lanes[i];
+  }
+}
+
+// Whole numbers only.
+inline i32x8 to_integers(f32x8 x) {
+#if defined(DELTAREC_AVX2)
+  return (i32x8)_mm256_cvttps_epi32((__m256)x);
+#else
+  return __builtin_convertvector(x, i32x8);
+#endif
+}
+
+inline i32x8 floor(f32x8 x) {
+#if defined(DELTAREC_AVX2)
+  return to_integers((f32x8)_mm256_floor_ps((__m256)x));
+#else
+  const i32x8 truncated = to_integers(x);
+  return truncated + (__builtin_convertvector(truncated, f32x8) > x);
+#endif
+}
+
+inline f32x8 square_root(f32x8 x) {
+#if defined(DELTAREC_AVX2)
+  return (f32x8)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < 8; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+inline i32x8 widen(u16x8 x) {
+#if defined(DELTAREC_AVX2)
+  return (i32x8)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, i32x8);
+#endif
+}
+
+// A sum of products of fp32 numbers in double precision.
+struct Products {
+  f64x4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+
+  void add(f32x8 a, f32x8 b) {
+    low += widen(half<0>(a)) * widen(half<0>(b));
+    high += widen(half<1>(a)) * widen(half<1>(b));
+  }
+
+  double sum() const {
+    const f64x4 both = low + high;
+    return (both[0] + both[2]) + (both[1] + both[3]);
+  }
+
+ private:
+  template <int Which>
+  static f32x4 half(f32x8 x) {
+    constexpr int k = 4 * Which;
+    return __builtin_shufflevector(x, x, k, k + 1, k + 2, k + 3);
+  }
+
+  static f64x4 widen(f32x4 x) { return __builtin_convertvector(x, f64x4); }
+};
+
+// Eight columns of codes are `Bits` bytes: two's complement, the first column in the lowest bits.
+template <int Bits>
+inline i32x8 load_codes(const uint8_t* from) {
+  const i32x8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  if constexpr (Bits == 8) {
+#if defined(DELTAREC_AVX2)
+    return (i32x8)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+    i8x8 bytes;
+    __builtin_memcpy(&bytes, from, 8);
+    return __builtin_convertvector(bytes, i32x8);
+#endif
+  } else {
+    uint32_t word = 0;
+    __builtin_memcpy(&word, from, Bits);
+    const u32x8 words = {word, word, word, word, word, word, word, word};
+    return (i32x8)(words << (u32x8)(32 - Bits - Bits * lane)) >> (32 - Bits);
+  }
+}
+
+template <int Bits>
+inline void store_codes(uint8_t* to, i32x8 codes) {
+  uint64_t packed;
+#if defined(DELTAREC_AVX2)
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)codes),
+                                        _mm256_extracti128_si256((__m256i)codes, 1));
+  packed = (uint64_t)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
+#else
+  const i8x8 narrow = __builtin_convertvector(codes, i8x8);
+  __builtin_memcpy(&packed, &narrow, 8);
+#endif
+  if constexpr (Bits == 4) {
+    packed &= 0x0f0f0f0f0f0f0f0f;
+    packed = (packed | packed >> 4) & 0x00ff00ff00ff00ff;
+    packed = (packed | packed >> 8) & 0x0000ffff0000ffff;
+    packed |= packed >> 16;
+  } else if constexpr (Bits == 2) {
+    packed &= 0x0303030303030303;
+    packed = (packed | packed >> 6) & 0x000f000f000f000f;
+    packed = (packed | packed >> 12) & 0x000000ff000000ff;
+    packed |= packed >> 24;
+  }
+  __builtin_memcpy(to, &packed, Bits);
+}
+
+// The last columns of a row that is no multiple of eight: fewer bytes, and none beyond them touched.
+template <int Bits>
+inline i32x8 load_codes(const uint8_t* from, int64_t count) {
+  if (count >= 8) return load_codes<Bits>(from);
+  uint8_t bytes[8] = {0};
+  for (int64_t i = 0; i < (count * Bits + 7) / 8; ++i) bytes[i] = from[i];
+  return load_codes<Bits>(bytes);
+}
+
+template <int Bits>
+inline void store_codes(uint8_t* to, i32x8 codes, int64_t count) {
+  if (count >= 8) return store_codes<Bits>(to, codes);
+  for (int64_t i = count; i < 8; ++i) codes[i] = 0;
+  uint8_t bytes[8];
+  store_codes<Bits>(bytes, codes);
+  for (int64_t i = 0; i < (count * Bits + 7) / 8; ++i) to[i] = bytes[i];
+}
+
+inline void multiply(u32x8 a, uint32_t b, u32x8& high, u32x8& low) {
+#if defined(DELTAREC_AVX2)
+  const __m256i factor = _mm256_set1_epi32((int)b);
+  const __m256i even = _mm256_mul_epu32((__m256i)a, factor);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
+  low = (u32x8)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  high = (u32x8)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+#else
+  for (int i = 0; i < 8; ++i) {
+    const uint64_t product = (uint64_t)a[i] * b;
+    high[i] = (uint32_t)(product >> 32);
+    low[i] = (uint32_t)product;
+  }
+#endif
+}
+
+// Philox4x32-10, eight calls at once. The four words of call i go to `words + 4 * i`.
+inline void philox(u32x8 c0, u32x8 c1, u32x8 c2, u32x8 c3, uint64_t seed, uint32_t* words) {
+  uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    u32x8 high0, low0, high1, low1;
+    multiply(c0, 0xD2511F53u, high0, low0);
+    multiply(c2, 0xCD9E8D57u, high1, low1);
+    c0 = high1 ^ c1 ^ key0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ key1;
+    c3 = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+#if defined(DELTAREC_AVX2)
+  const __m256i a = _mm256_unpacklo_epi32((__m256i)c0, (__m256i)c1);
+  const __m256i b = _mm256_unpackhi_epi32((__m256i)c0, (__m256i)c1);
+  const __m256i c = _mm256_unpacklo_epi32((__m256i)c2, (__m256i)c3);
+  const __m256i d = _mm256_unpackhi_epi32((__m256i)c2, (__m256i)c3);
+  const __m256i calls04 = _mm256_unpacklo_epi64(a, c), calls15 = _mm256_unpackhi_epi64(a, c);
+  const __m256i calls26 = _mm256_unpacklo_epi64(b, d), calls37 = _mm256_unpackhi_epi64(b, d);
+  __m256i* to = (__m256i*)words;
+  _mm256_storeu_si256(to + 0, _mm256_permute2x128_si256(calls04, calls15, 0x20));
+  _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(calls26, calls37, 0x20));
+  _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(calls04, calls15, 0x31));
+  _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(calls26, calls37, 0x31));
+#else
+  for (int i = 0; i < 8; ++i) {
+    words[4 * i + 0] = c0[i];
+    words[4 * i + 1] = c1[i];
+    words[4 * i + 2] = c2[i];
+    words[4 * i + 3] = c3[i];
+  }
+#endif
+}
+
+inline void store_output(Output type, void* output, int64_t at, f32x8 lanes, int64_t count) {
+  if (type == Output::kFloat) return store((float*)output + at, lanes, count);
+  u16x8 narrow;
+  if (type == Output::kBFloat16) {
+    const u32x8 raw = (u32x8)lanes;
+    const u32x8 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+    const u32x8 chosen = (u32x8)(lanes == lanes) & rounded;
+    narrow = __builtin_convertvector(chosen | ((u32x8)(lanes != lanes) & 0x7fc0u), u16x8);
+  } else {
+#if defined(DELTAREC_AVX2)
+    const __m128i half = _mm256_cvtps_ph((__m256)lanes, _MM_FROUND_TO_NEAREST_INT);
+    __builtin_memcpy(&narrow, &half, 16);
+#else
+    for (int i = 0; i < 8; ++i) narrow[i] = c10::detail::fp16_ieee_from_fp32_value(lanes[i]);
+#endif
+  }
+  uint16_t* to = (uint16_t*)output + at;
+  if (count >= 8) {
+    __builtin_memcpy(to, &narrow, 16);
+  } else {
+    for (int64_t i = 0; i < 8 && i < count; ++i) to[i] = narrow[i];
+  }
+}

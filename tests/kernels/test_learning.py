@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the method must do: the toy problems with known answers.
+
+512 rows of 16 columns start at zero and are drawn to targets of standard deviation 0.05 by a
+quadratic loss, for 3,000 steps of plain SGD.
+"""
+
+import pytest
+import torch
+
+from deltarec_kernels import Batch, Optimizer, Rounding, Tables, TableShard, group, update
+from deltarec_kernels import update_rows, update_step
+from tests.kernels.test_lookup import compiled
+
+ROWS, DIM, STEPS = 512, 16, 3000
+
+
+def fit(
+    bits: int,
+    step: float,
+    rate: float,
+    stochastic: bool = True,
+    step_optimizer: Optimizer | None = None,
+    passes: int = 1,
+) -> tuple[float, float]:
+    """Root mean square error at the end, and the mean step."""
+    target = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0)) * 0.05
+    tables = Tables([TableShard(ROWS, DIM, 0)], [0], bits, Optimizer("sgd", rate), step_optimizer)
+    tables.step.fill_(step)
+    ids, offsets = torch.arange(ROWS), torch.arange(ROWS + 1)
+    batch = Batch(group(tables, ids, offsets), offsets)
+    rounding = Rounding(seed=1, stochastic=stochastic)
+    for number in range(STEPS):
+        gradient = tables.weights_of(0) - target
+        if passes == 1:
+            update(tables, batch, gradient, number, rounding)
+        else:
+            rows = update_rows(tables, batch, gradient, number)
+            update_step(
+                tables, batch, tables.weights_of(0) - target, rows, number, rounding
+            )
+    error = (tables.weights_of(0) - target).square().mean().sqrt().item()
+    return error, tables.step.mean().item()
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("bits", "step", "rate", "deterministic", "factor"),
+    [
+        (8, 0.01, 0.1, 0.0337, 1.4),
+        (8, 0.01, 0.01, 0.0498, 1.4),
+        (8, 0.002, 0.01, 0.0476, 1.4),
+        (4, 0.02, 0.01, 0.0498, 1.4),
+        (2, 0.05, 0.01, 0.0498, 1.6),
+    ],
+)
+def test_nearest_rounding_stalls_and_random_rounding_does_not(
+    bits: int, step: float, rate: float, deterministic: float, factor: float
+):
+    error, _ = fit(bits, step, rate, stochastic=False)
+    assert error == pytest.approx(deterministic, rel=0.05)
+    error, _ = fit(bits, step, rate)
+    assert error == pytest.approx(factor * step / 12**0.5, rel=0.08)
+
+
+@compiled
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("bits", "starts", "learned"),
+    [(8, (0.01, 0.0005), 0.0013), (4, (0.002, 0.08), 0.0140), (2, (0.002, 0.2), 0.0745)],
+)
+def test_learned_step_is_the_same_from_any_start(
+    bits: int, starts: tuple[float, float], learned: float, passes: int
+):
+    ends = [fit(bits, start, 0.1, True, Optimizer("sgd", 0.1), passes) for start in starts]
+    for _, step in ends:
+        assert step == pytest.approx(learned, rel=0.2)
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=0.02)
+    fixed = [fit(bits, start, 0.1)[0] for start in starts]
+    for (error, _), without in zip(ends, fixed, strict=True):
+        assert error < without
