@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples per second and peak memory of a training job, by processes, beside other ways to train it.
+"""Samples per second and peak memory of a training job, by processes, beside other libraries.
 
     deltarec bench train --config configs/ml1m_mmoe.yaml --nproc 1 2 --rechub PYTHON
 
@@ -44,7 +44,8 @@ def plain_torchrec(config: str, processes: int, steps: int, extra: list[str]) ->
 
 def torch_rechub(python: str, data: str, steps: int) -> dict[str, Any]:
     """torch-rechub's MMoE, trained by its own trainer on the same rows."""
-    return last_json([python, str(PEERS / "torch_rechub.py"), "--data", data, "--steps", str(steps)])
+    script = str(PEERS / "torch_rechub.py")
+    return last_json([python, script, "--data", data, "--steps", str(steps)])
 
 
 def last_json(command: list[str]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def _describe_choice(path: str, choice: OneOf, parts: list[str], seen: set[Any])
 def _describe_type(path: str, config: type[Config], parts: list[str], seen: set[Any]) -> None:
     parts.append(f"### {path}\n\n{_sentence(config.__doc__)}\n")
     rows = [
-        f"| `{key}` | {_type_text(field)} | {_default_text(field)} | {_sentence(field.description)} |"
+        f"| `{key}` | {_type_text(field)} | {_default_text(field)} "
+        f"| {_sentence(field.description)} |"
         for key, field in config.model_fields.items()
         if not _is_tag(field)
     ]

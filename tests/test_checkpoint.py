@@ -65,4 +65,5 @@ def test_early_stopping_keeps_the_best(tmp_path: Path):
     folder = tmp_path / "run" / "checkpoints"
     latest, best = ((folder / name).read_text().strip() for name in ("latest", "best"))
     assert int(latest[5:]) - int(best[5:]) == 2 * 20
-    assert {path.name for path in folder.glob("step_*")} == {latest, best}
+    before = f"step_{int(latest[5:]) - 20:09d}"
+    assert {path.name for path in folder.glob("step_*")} == {latest, before, best}

@@ -112,7 +112,9 @@ def main() -> None:
             RowWiseAdagrad, model.tables.parameters(), {"lr": job.embedding.optimizer.lr}
         )
         model = DistributedModelParallel(
-            model, device=device, sharders=[EmbeddingBagCollectionSharder()]  # pyright: ignore
+            model,
+            device=device,
+            sharders=[EmbeddingBagCollectionSharder()],  # pyright: ignore
         )
         dense = dict(in_backward_optimizer_filter(model.named_parameters()))
         dense = {name: value for name, value in dense.items() if value.numel()}

@@ -78,11 +78,17 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
         return _launch(options.nproc, arguments)
     from deltarec.distributed import is_main, process_group
     from deltarec.run_folder import RunFolder
+    from deltarec.supervision import TRY_AGAIN, Terminated
     from deltarec.trainer import Trainer, report
 
     with process_group() as device:
         run = RunFolder.create(options.run_dir, Path(options.config).stem)
-        result = Trainer(job, run, device).fit()
+        try:
+            result = Trainer(job, run, device).fit()
+        except Terminated as ended:
+            if is_main():
+                print(f"deltarec: {ended}; the same command resumes it", file=sys.stderr)
+            return TRY_AGAIN
         if is_main():
             _answer(options, result, f"{report(result)}\nrun folder: {run.path}")
     return 0
@@ -133,10 +139,12 @@ def _load(options: argparse.Namespace) -> Any:
 
 def _launch(num_processes: int, arguments: list[str]) -> int:
     """Run this very command as `num_processes` ranks on this machine."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from deltarec.distributed import launched
+    from deltarec.supervision import TRY_AGAIN
 
     if launched():
         raise ValueError("--nproc: a launcher has started this process already; leave it out")
@@ -162,6 +170,9 @@ def _launch(num_processes: int, arguments: list[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException as ended:  # the ranks have got the signal too, and have saved
+        print(f"deltarec: ended by {ended.sigval.name}; the same command resumes", file=sys.stderr)
+        return TRY_AGAIN
     return 0
 
 

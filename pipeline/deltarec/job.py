@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.equal import Equal
+from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
 from deltarec.data.files import ParquetFile, find
 from deltarec.data.prepare import DATASETS
@@ -94,6 +95,9 @@ class TrainConfig(Config):
     """With it, the test data are evaluated with the best checkpoint instead of the last."""
     log_every: int = Field(default=100, gt=0)
     """Steps between two lines of losses and speed."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    hang_seconds: float = Field(default=600, gt=0)
+    """A job whose step takes longer than this ends itself and says where it waits."""
     deterministic: bool = False
     """Only deterministic kernels; an operation that has none stops the job."""
     profile: ProfileConfig | None = None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 from deltarec import config as configuration
@@ -38,6 +39,7 @@ from deltarec.models.ranking import Network, RankingModel, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
 from deltarec.run_folder import RunFolder
+from deltarec.supervision import NotFinite, Supervision, Terminated
 
 
 class Trainer:
@@ -60,7 +62,9 @@ class Trainer:
         self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
         self.model, self.plan = self._build_model()
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
-        self.checkpoints = Checkpoints(run.checkpoints, self.model, self.optimizer)
+        self.checkpoints = Checkpoints(
+            run.checkpoints, self.model, self.optimizer, job.train.checkpoint
+        )
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
         self.state = TrainState()
@@ -76,7 +80,7 @@ class Trainer:
         started = time.monotonic() - self.state.seconds
         stop = self.state.step >= self.num_steps
         self.model.train()
-        with self._profiler() as profiler:
+        with self._profiler() as profiler, self._supervision() as supervision:
             while not stop:
                 losses = self._train_step(batches)
                 batch = batches.trained()
@@ -88,10 +92,17 @@ class Trainer:
                     position=batch.after,
                 )
                 self._log_step(progress, batch.num_samples, losses)
+                if supervision.after_step(self.state.step, losses):
+                    self._save_and_end(supervision)
                 stop = self.state.step == self.num_steps
-                if stop or self._evaluation_is_due(batch.after):
-                    stop = self._evaluate_and_save(progress) or stop
+                if stop or self._evaluation_is_due():
+                    supervision.check_now()
+                    with supervision.pause():
+                        stop = self._evaluate_and_save(progress) or stop
                     started = time.monotonic() - self.state.seconds
+                elif self._checkpoint_is_due():
+                    supervision.check_now()
+                    self.checkpoints.save(self.state)
                 if profiler is not None:
                     profiler.step()
         batches.close()
@@ -120,7 +131,7 @@ class Trainer:
         progress.close()
         return evaluation.compute()
 
-    def _build_model(self) -> tuple[torch.nn.Module, str]:
+    def _build_model(self) -> tuple[DistributedModelParallel, str]:
         job, schema = self.job, self.schema
         specs = job.embedding.resolved()
         torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
@@ -185,20 +196,37 @@ class Trainer:
         mean = all_sum(losses) / world_size()
         values = dict(zip(self.job.tasks, mean.tolist(), strict=True))
         progress.update(num_samples, " ".join(f"{k} {v:.4f}" for k, v in values.items()))
-        for name, value in values.items():
-            if not torch.isfinite(torch.tensor(value)):
-                raise ValueError(
-                    f"the loss of task '{name}' is {value} at step {self.state.step}; "
-                    f"the last good checkpoint is {self.checkpoints.find('latest')}"
-                )
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
         self.run.log(self.state.step, "train", logged)
 
-    def _evaluation_is_due(self, position: Position) -> bool:
+    @contextmanager
+    def _supervision(self) -> Iterator[Supervision]:
+        try:
+            with Supervision(list(self.job.tasks), self.job.train.hang_seconds) as supervision:
+                yield supervision
+        except NotFinite as error:
+            self.checkpoints.wait()
+            last = self.checkpoints.find("latest")
+            mend = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise ValueError(f"{error}; {mend}") from None
+
+    def _save_and_end(self, supervision: Supervision) -> None:
+        supervision.check_now()
+        self.checkpoints.save(self.state)
+        self.checkpoints.wait()
+        raise Terminated(f"told to end; step {self.state.step} is saved in {self.run.path}")
+
+    def _evaluation_is_due(self) -> bool:
         every = self.job.train.evaluate_every
-        return position.samples == 0 if every is None else self.state.step % every == 0
+        if every is None:
+            return self.state.position.samples == 0
+        return self.state.step % every == 0
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.job.train.checkpoint.every
+        return every is not None and self.state.step % every == 0
 
     def _evaluate_and_save(self, progress: Progress) -> bool:
         """Evaluate on the validation data, save; returns whether training should stop early."""
@@ -236,6 +264,7 @@ class Trainer:
         return since >= stopping.patience
 
     def _finish(self) -> dict[str, Any]:
+        self.checkpoints.wait()
         if self.checkpoints.find("best"):
             self.checkpoints.load("best")
         result: dict[str, Any] = {
