@@ -23,13 +23,6 @@ def extension() -> dict:
                 print(WITHOUT + " ".join(str(error).split()))
                 self.extensions = []
 
-        def copy_extensions_to_source(self) -> None:
-            if self.extensions:
-                super().copy_extensions_to_source()
-
-        def get_outputs(self) -> list[str]:
-            return super().get_outputs() if self.extensions else []
-
     native = CppExtension(
         "deltarec_kernels._native",
         [
@@ -44,21 +37,26 @@ def extension() -> dict:
             "kernels/csrc/kernels.inl",
             "kernels/csrc/vectors.inl",
         ],
-        # No -march=native: a wheel must run elsewhere. No contraction: equal codes on every machine.
+        # No -march=native: a wheel must run elsewhere. No contraction: equal codes everywhere.
         extra_compile_args=[
-            "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi",
+            "-O3",
+            "-g0",
+            "-fopenmp",
+            "-ffp-contract=off",
+            "-fno-math-errno",
+            "-Wno-psabi",
         ],
         extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [native], "cmdclass": {"build_ext": BuildOrSaySo}}
 
 
-# torchrec's own requirement (fbgemm-gpu, CUDA) would overwrite the CPU build, so torch, fbgemm and torchrec
-# are installed by `make setup`, which picks the build for the machine; here stands all the rest.
+# torchrec's own requirement (fbgemm-gpu, CUDA) would overwrite the CPU build, so torch, fbgemm and
+# torchrec are installed by `make setup`, which picks the build for the machine; here is the rest.
 setup(
     name="deltarec",
     version="0.1.0",
-    description="Trains multi-task, multi-scenario ranking models with large sharded embedding tables",
+    description="Trains multi-task, multi-scenario ranking models with large embedding tables",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages("pipeline") + find_packages("kernels"),
@@ -81,7 +79,15 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "dev": ["hypothesis", "pyright", "pytest", "pytest-timeout", "ruff", "scikit-learn", "triton"],
+        "dev": [
+            "hypothesis",
+            "pyright",
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "scikit-learn",
+            "triton",
+        ],
     },
     entry_points={"console_scripts": ["deltarec = deltarec.cli:main"]},
     **extension(),

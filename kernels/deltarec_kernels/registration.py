@@ -2,13 +2,14 @@
 """How an operator becomes `torch.ops.deltarec.NAME`.
 
 The schema stands in the operator's own package. On CPU the compiled kernel serves, and where the
-set-up found no compiler the plain PyTorch reference does; on CUDA the Triton kernel serves, imported
-when it is first called. `describe()` says which, for programs to announce.
+set-up found no compiler the plain PyTorch reference does; `describe()` says which, for programs to
+announce. On CUDA the Triton kernel serves, imported when it is first called.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ _LIBRARY = torch.library.Library("deltarec", "DEF")
 
 
 def _load_compiled() -> bool:
-    found = importlib.util.find_spec("deltarec_kernels._native")
+    found = PathFinder.find_spec("_native", [str(Path(__file__).parent)])
     if found is None or found.origin is None:
         return False
     try:

@@ -98,7 +98,8 @@ class Case:
 
 
 @st.composite
-def cases(draw: Any) -> Case:
+def cases(draw: Any, most: int = 5) -> Case:
+    """Up to `most` samples; the interpreter of Triton needs few."""
     pooling, weighted = draw(
         st.sampled_from([("sum", False), ("sum", True), ("mean", False), ("none", False)])
     )
@@ -110,7 +111,7 @@ def cases(draw: Any) -> Case:
         blocks = [None] + [b for b in (8, 24, 64) if dim % b == 0]
         shards.append(
             TableShard(
-                rows=draw(st.integers(1, 30)),
+                rows=draw(st.integers(1, 6 * most)),
                 dim=dim,
                 key=7 * index + 1,
                 column_block=draw(st.sampled_from(blocks)),
@@ -121,9 +122,9 @@ def cases(draw: Any) -> Case:
     table = st.integers(0, len(shards) - 1)
     return Case(
         shards=shards,
-        features=draw(st.lists(table, min_size=1, max_size=4)),
+        features=draw(st.lists(table, min_size=1, max_size=min(4, most))),
         bits=draw(st.sampled_from([8, 4, 2])),
-        batch=draw(st.integers(0, 5)),
+        batch=draw(st.integers(0, most)),
         index_type=draw(st.sampled_from([torch.int32, torch.int64])),
         pooling=pooling,
         weighted=weighted,

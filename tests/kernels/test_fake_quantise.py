@@ -8,10 +8,14 @@ from deltarec_kernels import fake_quantise
 from deltarec_kernels.fake_quantise import reference
 from tests.kernels.test_lookup import compiled
 
-SHAPES = st.tuples(st.integers(0, 40), st.sampled_from([(1, 1), (10, 1), (64, 1), (64, 8), (72, 3)]))
+SHAPES = st.tuples(
+    st.integers(0, 40), st.sampled_from([(1, 1), (10, 1), (64, 1), (64, 8), (72, 3)])
+)
 
 
-def random_rows(rows: int, dim: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_rows(
+    rows: int, dim: int, blocks: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows + dim + blocks)
     weight = torch.randn(rows, dim, generator=generator)
     step = torch.rand(rows, blocks, generator=generator) + 0.01

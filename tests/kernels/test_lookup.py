@@ -40,7 +40,7 @@ def check_lookup(kind: str, case: Case, dtype: torch.dtype) -> None:
 
 
 @compiled
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cases(), DTYPES)
 def test_compiled_lookup_is_the_reference(case: Case, dtype: torch.dtype):
     check_lookup("compiled", case, dtype)

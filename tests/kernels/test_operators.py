@@ -10,7 +10,9 @@ from deltarec_kernels import Batch, Tables, TableShard, group
 from tests.kernels.cases import Case
 from tests.kernels.test_lookup import compiled
 
-CASE = Case([TableShard(9, 16, 0, 8), TableShard(5, 16, 1)], [0, 1, 0], 4, 4, torch.int64, "sum", True, 1)
+CASE = Case(
+    [TableShard(9, 16, 0, 8), TableShard(5, 16, 1)], [0, 1, 0], 4, 4, torch.int64, "sum", True, 1
+)
 RATES = [0.1, 1e-8, 0.9, 0.1, 0.999, 0.001, 0.1, 0.001]
 
 pytestmark = compiled

@@ -42,7 +42,7 @@ def test_packing_is_reversible(bits: int, dim: int):
 
 
 def rounded_up(target: float, number: int, rows: int = 1000, dim: int = 64) -> Tensor:
-    """Whether each code of a table was rounded up from `target`, by one compiled or plain update."""
+    """Whether each code of a table was rounded up from `target`, by one update."""
     tables = Tables([TableShard(rows, dim, 5)], [0], 8, Optimizer("sgd", 1.0))
     ids, offsets = torch.arange(rows), torch.arange(rows + 1)
     batch = Batch(group(tables, ids, offsets), offsets)

@@ -37,7 +37,12 @@ def assert_equal_state(tables: Tables, expected: Tables) -> None:
 
 
 def train(
-    kind: str, case: Case, optimizer: str, step_optimizer: str | None, rounding: Rounding, passes: int
+    kind: str,
+    case: Case,
+    optimizer: str,
+    step_optimizer: str | None,
+    rounding: Rounding,
+    passes: int,
 ) -> tuple[Tables, list[torch.Tensor]]:
     tables = case.tables(optimizer, step_optimizer)
     ids, offsets, weights = case.jagged()
@@ -77,7 +82,7 @@ def check_update(
 
 
 @compiled
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases(), st.sampled_from(OPTIMIZERS), STEP_OPTIMIZERS, st.booleans())
 def test_compiled_update_is_the_reference(
     case: Case, optimizer: str, step_optimizer: str | None, stochastic: bool
@@ -86,7 +91,7 @@ def test_compiled_update_is_the_reference(
 
 
 @compiled
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases(), st.sampled_from(OPTIMIZERS), st.sampled_from(["sgd", "adam"]), st.booleans())
 def test_compiled_two_passes_are_the_reference(
     case: Case, optimizer: str, step_optimizer: str, stochastic: bool
@@ -159,7 +164,11 @@ def test_zero_gradient_changes_nothing(stochastic: bool):
 def test_step_stays_positive(bad: float, step_optimizer: str):
     tables = one_table(4, 8, Optimizer("sgd", 0.1))
     tables = Tables(
-        [TableShard(4, 8, 3)], [0], 8, tables.optimizer, Optimizer(step_optimizer, 1.0)  # type: ignore[arg-type]
+        [TableShard(4, 8, 3)],
+        [0],
+        8,
+        tables.optimizer,
+        Optimizer(step_optimizer, 1.0),  # type: ignore[arg-type]
     )
     ids, offsets = torch.arange(4), torch.arange(5)
     batch = Batch(group(tables, ids, offsets), offsets)
@@ -171,7 +180,7 @@ def test_step_stays_positive(bad: float, step_optimizer: str):
 def test_cuts_of_a_table_make_the_same_codes():
     """Row-wise and column-wise parts, at equal column blocks, are the whole table bit for bit."""
     generator = torch.Generator().manual_seed(0)
-    ids, offsets = torch.randint(0, 30, (80,), generator=generator), torch.arange(0, 81, 2)
+    ids = torch.randint(0, 30, (80,), generator=generator)  # two for each of 40 bags
     gradient = torch.randn(40, 32, generator=generator)
     start = torch.randn(30, 32, generator=generator) * 0.3
     optimizer, step_optimizer = Optimizer("rowwise_adagrad", 0.05), Optimizer("sgd", 1e-3)

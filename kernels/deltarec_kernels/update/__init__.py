@@ -12,8 +12,8 @@ G the sum of its occurrences' gradients:
 one it is ALPT in one pass, which takes the first pass's G for the step's gradient (an approximation
 of ours). The paper's two passes are `update_rows`, a second `lookup` and backward, `update_step`.
 In between, the table holds the deterministic codes of w at the old steps: that *is* the fake
-quantisation of the updated rows, so the second forward is the ordinary lookup, as fast as the first,
-and only w waits in a buffer of the batch's distinct rows.
+quantisation of the updated rows, so the second forward is the ordinary lookup, as fast as the
+first, and only w waits in a buffer of the batch's distinct rows.
 
 The arithmetic is fixed so that every implementation makes equal codes: each operation is rounded to
 fp32 by itself; occurrences are summed in the batch's order in blocks of 256, then the blocks; sums
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How codes are rounded: at random by `seed` and the number of the update, or to the nearest."""
+    """How codes are rounded: at random, keyed by `seed`, or to the nearest."""
 
     seed: int = 0
     stochastic: bool = True
@@ -153,9 +153,13 @@ def update_step(
     """Second of two passes: the steps by the second gradient, then the codes by the new steps.
 
     Args:
+        tables: changed in place.
+        batch: the batch that was looked up.
         gradient: to the second lookup's output.
         updated: what `update_rows` returned.
-        tables, batch, number, rounding, step_factor: as those of `update`.
+        number: as in `update`; the same in both passes.
+        rounding: of the codes.
+        step_factor: as in `update`.
 
     Raises:
         ValueError: the tables have no step optimiser.

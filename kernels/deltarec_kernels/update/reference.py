@@ -178,9 +178,7 @@ def _parts(
             each = each * weights[positions, None]
         lengths = runs[first : last + 1].diff()
         span = slice(first, last)
-        yield _Part(
-            table, layout, span, rows[span] - layout.first_row, _sum_by_run(each, lengths)
-        )
+        yield _Part(table, layout, span, rows[span] - layout.first_row, _sum_by_run(each, lengths))
 
 
 def _gradient_of(
