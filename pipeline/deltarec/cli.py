@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 1 for a job that failed, 2 for bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
+    options.output = sys.stdout
     try:
-        return options.run(options, arguments)
+        # Standard output is for the answer alone if a program is to read it.
+        with redirect_stdout(sys.stderr) if options.json else nullcontext():
+            return options.run(options, arguments)
     except ValueError as error:
         rank = os.environ.get("RANK")
         where = f"deltarec (rank {rank})" if rank not in (None, "0") else "deltarec"
@@ -40,7 +44,7 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
     found = examine()
     if options.json:
-        print(json.dumps(found))
+        _answer(options, found, "")
     else:
         for name, value in found.items():
             if name not in ("problems", "mend"):
@@ -52,20 +56,35 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> int:
-    from omegaconf import OmegaConf
-
-    from deltarec.config import validate
+    from deltarec.config import override, validate
     from deltarec.data.prepare import DATASETS
     from deltarec.data.prepare.dataset import prepare
 
     if options.dataset not in DATASETS:
         raise ValueError(f"dataset '{options.dataset}' is not known: one of {', '.join(DATASETS)}")
-    values = OmegaConf.to_container(OmegaConf.from_dotlist(options.set))
-    data = {"dataset": options.dataset, **values}  # pyright: ignore
-    dataset = validate(DATASETS[options.dataset], data, source="--set")
+    values = dict(override({"dataset": options.dataset}, options.set))
+    dataset = validate(DATASETS[options.dataset], values, source="--set")
     target = Path(options.target)
     prepare(dataset, Path(options.source), target)
     _answer(options, {"target": str(target)}, f"prepared {options.dataset} in {target}")
+    return 0
+
+
+def _plan(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.distributed import silence_libraries
+    from deltarec.embeddings.planning import GIB, Hardware
+    from deltarec.plan import plan_job, render
+
+    silence_libraries()
+
+    memory = int(options.memory_gb * GIB)
+    if options.cpu:
+        hardware = Hardware.cpu(options.nodes, options.per_node, memory)
+    else:
+        bandwidths = (options.memory_gbps, options.intra_gbps, options.inter_gbps)
+        hardware = Hardware("cuda", options.nodes, options.per_node, memory, *bandwidths)
+    found = plan_job(_load(options), hardware)
+    _answer(options, found, render(found, hardware))
     return 0
 
 
@@ -75,6 +94,7 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     job = _load(options)
     check(job)
     if options.nproc is not None:
+        job.data.reader.check(options.nproc)
         return _launch(options.nproc, arguments)
     from deltarec.distributed import is_main, process_group
     from deltarec.run_folder import RunFolder
@@ -97,12 +117,15 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.config import load
     from deltarec.job import Job
+    from deltarec.trainer import check
 
     saved = options.run_dir / "config.yaml"
     job = load(Job, saved, options.set)
     if not getattr(job.data, options.split):
         raise ValueError(f"{saved}: data.{options.split} names no files")
+    check(job)
     if options.nproc is not None:
+        job.data.reader.check(options.nproc)
         return _launch(options.nproc, arguments)
     from deltarec.distributed import is_main, process_group
     from deltarec.metrics.table import render
@@ -161,6 +184,7 @@ def _launch(num_processes: int, arguments: list[str]) -> int:
         nproc_per_node=num_processes,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        run_id="deltarec",  # needed by name alone: every launch has a store of its own
         max_restarts=0,
         monitor_interval=0.2,
     )
@@ -177,16 +201,18 @@ def _launch(num_processes: int, arguments: list[str]) -> int:
 
 
 def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> None:
-    print(json.dumps(answer) if options.json else text)
+    print(json.dumps(answer) if options.json else text, file=options.output, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deltarec", description="Trains ranking models.")
+    parser = argparse.ArgumentParser(
+        prog="deltarec", description="Trains ranking models.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="answer as one JSON object")
         return sub
@@ -208,8 +234,19 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verb("prepare", _prepare, "Turns raw public data into Parquet.")
     prepare.add_argument("dataset", metavar="DATASET", help="adult, movielens-1m or synth")
     prepare.add_argument("source", metavar="SOURCE", help="folder of the raw data; - for synth")
-    prepare.add_argument("target", metavar="TARGET", help="folder to write, empty or new")
+    prepare.add_argument("target", metavar="TARGET", help="folder to write; a new one")
     overrides(prepare)
+
+    plan = verb("plan", _plan, "Plans a job's tables for any machines, without the machines.")
+    plan.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    plan.add_argument("--nodes", type=int, default=1)
+    plan.add_argument("--gpus-per-node", "--nproc", dest="per_node", type=int, default=8)
+    plan.add_argument("--hbm-gb", "--memory-gb", dest="memory_gb", type=float, default=80.0)
+    plan.add_argument("--cpu", action="store_true", help="plan for CPU machines")
+    plan.add_argument("--memory-gbps", type=float, default=3350.0, help="of one GPU's memory")
+    plan.add_argument("--intra-gbps", type=float, default=450.0, help="between GPUs of a node")
+    plan.add_argument("--inter-gbps", type=float, default=50.0, help="between nodes, of one GPU")
+    overrides(plan)
 
     train = verb("train", _train, "Trains a job; resumes one whose run folder has a checkpoint.")
     train.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")

@@ -25,7 +25,7 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
 
     CPU tensors always travel over gloo, so host-side reductions work on GPU jobs too.
     """
-    _silence_libraries()
+    silence_libraries()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -92,7 +92,7 @@ def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
     return outputs
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Keep TorchRec's advice to its own developers out of users' logs; errors stay."""
     warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)(\.|$)")
     for name in ("torchrec", "torch.fx._symbolic_trace", "root"):

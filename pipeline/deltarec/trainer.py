@@ -31,6 +31,7 @@ from deltarec.data.reader import Reader
 from deltarec.distributed import all_sum, rank, world_size
 from deltarec.embeddings import sharding
 from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.job import Job, Split
 from deltarec.metrics import METRICS
 from deltarec.metrics.evaluation import Evaluation, Result
@@ -142,8 +143,10 @@ class Trainer:
         balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
         model = RankingModel(tables, network, balancer)
         share = -(-job.train.batch_size // world_size())
-        plan = sharding.make_plan(tables, specs, job.embedding, self.device, share)
-        description = sharding.describe(plan, specs, job.embedding.optimizer)
+        hardware = Hardware.here(self.device)
+        plan = make_plan(tables, specs, job.embedding, hardware, share).plan
+        assert plan is not None
+        description = describe(plan, specs, job.embedding.optimizer, world_size())
         sharded = sharding.shard(model, plan, specs, job.embedding, self.device, job.train.seed)
         return sharded, description
 
