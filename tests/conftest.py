@@ -3,7 +3,7 @@ import multiprocessing
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+
+from deltarec.distributed import process_group
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +37,13 @@ def ml1m(data_root: Path) -> Path:
     if not (folder / "ratings.parquet").is_file():
         pytest.skip(f"MovieLens-1M is not at {folder}; give its parent by --data-root")
     return folder
+
+
+@pytest.fixture
+def one_process() -> Iterator[torch.device]:
+    """A process group of this process alone."""
+    with process_group() as device:
+        yield device
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120):

@@ -107,7 +107,7 @@ class Constant(Schedule):
 
 
 class Linear(Schedule):
-    """Falls linearly to `final` at the last step."""
+    """Falls linearly, to arrive at `final` after the last step."""
 
     name: Literal["linear"]
     final: float = Field(default=0.0, ge=0, le=1)
@@ -117,7 +117,7 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    """Falls along half a cosine to `final` at the last step."""
+    """Falls along half a cosine, to arrive at `final` after the last step."""
 
     name: Literal["cosine"]
     final: float = Field(default=0.0, ge=0, le=1)
@@ -179,22 +179,23 @@ class StepOptimizer:
         self._base_rates = [group["lr"] for group in self.combined.param_groups]
 
     def zero_grad(self) -> None:
-        """Set this batch's learning rates, which fused optimisers use in backward; clear gradients."""
+        """Set this batch's rates, which fused optimisers use in backward; clear gradients."""
         factor = self.config.schedule.factor(self.batches, self.num_steps)
         for group, rate in zip(self.combined.param_groups, self._base_rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * factor  # pyright: ignore[reportIndexIssue]
         self._fused.step()  # hands the rate to the kernels; their update is part of backward
         if self.batches % self.config.accumulate == 0:
             self._dense.zero_grad()
 
     def step(self) -> None:
-        """Update dense parameters, if this batch completes an accumulation."""
+        """Update dense parameters, if this batch completes an accumulation or is the job's last."""
+        accumulated = self.batches % self.config.accumulate + 1
         self.batches += 1
-        if self.batches % self.config.accumulate:
+        if accumulated < self.config.accumulate and self.batches != self.num_steps:
             return
         gradients = [p.grad for p in self._dense_parameters if p.grad is not None]
-        if self.config.accumulate > 1:
-            torch._foreach_div_(gradients, self.config.accumulate)
+        if accumulated > 1:
+            torch._foreach_div_(gradients, accumulated)
         if self.config.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense_parameters, self.config.clip_norm)
         self._dense.step()

@@ -4,6 +4,7 @@
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from deltarec.balancing.balancer import Balancer
@@ -17,8 +18,10 @@ class Static(Balancer):
         """Options of the method static."""
 
         name: Literal["static"]
-        weights: dict[str, float]
+        weights: dict[str, NonNegativeFloat]
         """By task; 1 for a task not named."""
+
+    weights: Tensor
 
     def __init__(self, config: Config, tasks: list[str]) -> None:
         super().__init__(config, tasks)

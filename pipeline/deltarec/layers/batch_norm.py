@@ -18,6 +18,9 @@ class GlobalBatchNorm(nn.Module):
         eps: added to the variance.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -38,19 +41,24 @@ class GlobalBatchNorm(nn.Module):
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         assert self.real is not None, "set_real_samples comes before the forward"
+        x = x.to(self.weight.dtype)  # under autocast the sums would have eight bits
         real = self.real.to(x.dtype).unsqueeze(1)
-        sums = torch.cat([(x * real).sum(0), (x.square() * real).sum(0), real.sum(0)])
-        if dist.get_world_size() > 1:
-            sums = all_reduce(sums)
-        dim = x.shape[1]
-        count = sums[-1]
-        mean = sums[:dim] / count
-        var = sums[dim : 2 * dim] / count - mean.square()
+        sums = _over_ranks(torch.cat([(x * real).sum(0), real.sum(0)]))
+        samples = sums[-1]
+        count = samples.clamp(min=1)
+        mean = sums[:-1] / count
+        # Not E[x²] − mean², which cancels where the mean is large against the deviation.
+        var = _over_ranks(((x - mean).square() * real).sum(0)) / count
         with torch.no_grad():
             unbiased = var * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean, self.momentum)  # pyright: ignore
-            self.running_var.lerp_(unbiased, self.momentum)  # pyright: ignore
-        return mean, var.clamp(min=0)
+            momentum = self.momentum * samples.clamp(max=1)  # a batch without samples tells nothing
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(unbiased, momentum)
+        return mean, var
+
+
+def _over_ranks(sums: Tensor) -> Tensor:
+    return all_reduce(sums) if dist.get_world_size() > 1 else sums
 
 
 def set_real_samples(model: nn.Module, real: Tensor) -> None:

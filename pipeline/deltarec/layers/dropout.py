@@ -32,7 +32,7 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         assert self.keys is not None, "set_sample_keys comes before the forward"
-        units = torch.arange(x[0].numel(), device=x.device) + (self.layer << 32)
+        units = torch.arange(x.shape[1:].numel(), device=x.device) + (self.layer << 32)
         bits = mix64(self.keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
         uniform = (bits >> 11 & (2**53 - 1)).double() * 2**-53
         return torch.where(uniform < self.p, 0, x / (1 - self.p))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from deltarec.layers.rows import seeing
+
 
 class ByGroup(nn.Module):
     """A module for each group; samples are sorted by group, and each group goes through its own.
@@ -27,6 +29,10 @@ class ByGroup(nn.Module):
         """
         order = torch.argsort(group, stable=True)
         counts: Sequence[int] = torch.bincount(group, minlength=len(self.members)).tolist()
-        parts = x[order].split(counts)
-        outputs = [member(part) for member, part in zip(self.members, parts, strict=True)]
+        outputs = []
+        for member, part, rows in zip(
+            self.members, x[order].split(counts), order.split(counts), strict=True
+        ):
+            with seeing(member, rows):
+                outputs.append(member(part))
         return torch.cat(outputs)[torch.argsort(order)]

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from deltarec.config import Config
@@ -23,7 +23,7 @@ NORMS: dict[str, type[nn.Module]] = {"batch": GlobalBatchNorm, "layer": nn.Layer
 class MLPConfig(Config):
     """What the layers of an MLP share."""
 
-    hidden: list[int]
+    hidden: list[PositiveInt]
     """Widths of the layers; none is the identity."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     norm: Literal["batch", "layer"] | None = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from deltarec.embeddings.collections import JaggedSequence, pool
 from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.rows import occurrences, seeing
 from deltarec.models.roles import SequenceEncoder
 
 
@@ -36,8 +37,10 @@ class DINEncoder(SequenceEncoder):
     def forward(self, target: Tensor | None, sequence: JaggedSequence) -> Tensor:
         assert target is not None
         items = sequence.values
+        rows, places = occurrences(sequence.lengths, len(items))
         # [B, D] to [sum of lengths, D]: each id sees its own sample's target
-        targets = target.repeat_interleave(sequence.lengths, dim=0, output_size=len(items))
+        targets = target.index_select(0, rows)
         pairs = torch.cat([items, targets, items - targets, items * targets], dim=1)
-        weights = self.score(self.attention(pairs))
+        with seeing(self.attention, rows, places):
+            weights = self.score(self.attention(pairs))
         return pool(items * weights, sequence.lengths, "sum")

@@ -4,7 +4,7 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from deltarec.layers.mlp import MLP, MLPConfig
@@ -12,14 +12,14 @@ from deltarec.models.roles import TaskHeads
 
 
 class MMoEHeads(TaskHeads):
-    """h_k = Σ_e softmax(W_k x)_e f_e(x) (equations 6 and 7), y_k = t_k(h_k)."""
+    """h_k = Σ_e softmax(W_k x + b_k)_e f_e(x) (equations 6 and 7), y_k = t_k(h_k)."""
 
     class Config(MLPConfig):
         """Options of the mmoe heads: `hidden` and the rest are the shape of one expert."""
 
         name: Literal["mmoe"]
         experts: int = Field(default=4, gt=0)
-        tower: list[int] = [64]  # noqa: RUF012  (pydantic copies defaults)
+        tower: list[PositiveInt] = [64]  # noqa: RUF012  (pydantic copies defaults)
         """Widths of a task's tower, before its logit."""
 
     def __init__(self, config: Config, input_dim: int, num_tasks: int) -> None:

@@ -88,10 +88,11 @@ class Network(nn.Module):
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, len(batch.index))
         vectors = list(found.pooled.values())
-        for name, sequence in found.sequences.items():
-            target = self.schema.sequences[name].target
-            vectors.append(self.encoders[name](found.pooled[target] if target else None, sequence))
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
+            for name, sequence in found.sequences.items():
+                target = self.schema.sequences[name].target
+                encoder = self.encoders[name]
+                vectors.append(encoder(found.pooled[target] if target else None, sequence))
             representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
             return self.heads(representation)
 
@@ -123,6 +124,8 @@ class TaskLosses(nn.Module):
     DistributedDataParallel and TorchRec divide gradients by the number of ranks, so each rank's
     share is multiplied by it.
     """
+
+    positive_weight: Tensor
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         super().__init__()

@@ -35,8 +35,10 @@ class FieldShapes:
         """The one width of all fields.
 
         Raises:
-            ValueError: the widths differ, which `part` cannot work with.
+            ValueError: the widths differ, or there are no fields; `part` cannot work with that.
         """
+        if not self.dims:
+            raise ValueError(f"{part} needs sparse features, there are none; choose another trunk")
         if len(set(self.dims)) != 1:
             raise ValueError(
                 f"{part} needs fields of one dimension, these have {sorted(set(self.dims))}; "

@@ -4,6 +4,7 @@
 from typing import Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from deltarec.layers.mlp import MLP, MLPConfig
@@ -17,7 +18,7 @@ class SharedBottomHeads(TaskHeads):
         """Options of the shared_bottom heads: the shape of one tower."""
 
         name: Literal["shared_bottom"]
-        hidden: list[int] = []  # noqa: RUF012  (pydantic copies defaults)
+        hidden: list[PositiveInt] = []  # noqa: RUF012  (pydantic copies defaults)
         """Widths of a task's tower, before its logit."""
 
     def __init__(self, config: Config, input_dim: int, num_tasks: int) -> None:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+from tests.conftest import run_ranks
+from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
+from tests.small_job import small_job, write_small_data
+
+
+def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(tmp_path: Path):
+    """Dropout in scenario towers, dropout and batch norm over a sequence's items, unequal shares.
+
+    With clipping and accumulation, which act on gradients that ranks have reduced.
+    """
+    write_small_data(tmp_path)
+    job = small_job(
+        tmp_path,
+        model__sequence={"name": "din", "hidden": [8], "norm": "batch", "dropout": 0.2},
+        model__scenario={"name": "towers", "hidden": [8], "norm": "layer", "dropout": 0.2},
+        train__batch_size=37,
+        train__max_steps=11,
+        train__optimizer={
+            "dense": {"name": "sgd", "lr": 0.5},
+            "accumulate": 3,
+            "clip_norm": 0.5,
+        },
+    )
+    runs = [run_ranks(ranks, train, tmp_path, job)[0] for ranks in (1, 3)]
+    assert len(runs[0]["losses"]) == 11
+    assert_equal_losses(runs, tolerance=1e-4)
