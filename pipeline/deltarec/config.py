@@ -11,12 +11,13 @@ strict mode: no unknown key, no silent conversion.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -26,17 +27,20 @@ class Config(BaseModel):
     """Base of every configuration type: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for key in data.keys() - cls.model_fields.keys():
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else _expected(cls.model_fields)
-                raise ValueError(f"unknown key '{key}': {hint}")
+            unknown = [key for key in data if key not in cls.model_fields]
+            if unknown:
+                raise ValueError("; ".join(_unknown(key, cls.model_fields) for key in unknown))
         return data
 
 
@@ -80,14 +84,37 @@ def load(config_type: type[ConfigT], path: str | Path, overrides: Sequence[str] 
         ValueError: the file or an override cannot be read, or the configuration is not valid; the
             message names the file and every offending key.
     """
-    tree = _read(Path(path))
-    for override in overrides:
-        tree = OmegaConf.merge(tree, _override(override))
+    tree = override(_read(Path(path)), overrides)
     try:
         data = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {_one_line(error)}") from error
     return validate(config_type, data, source=str(path))
+
+
+def override(tree: dict[Any, Any], overrides: Sequence[str]) -> DictConfig:
+    """The tree with `path.to.key=value` overrides applied in order.
+
+    A number in the path is an index into a list; a mapping as value merges with one that is there.
+
+    Raises:
+        ValueError: an override is not of that form, its value is not YAML, or its path leads
+            nowhere.
+    """
+    changed = OmegaConf.create(tree)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise ValueError(f"--set {text}: expected path.to.key=value")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"--set {text}: not a YAML value: {_one_line(error)}") from error
+        try:
+            OmegaConf.update(changed, key, parsed["value"], force_add=True)  # pyright: ignore
+        except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"--set {text}: {_one_line(error)}") from error
+    return changed
 
 
 def validate(config_type: type[ConfigT], data: Any, source: str) -> ConfigT:
@@ -105,36 +132,62 @@ def validate(config_type: type[ConfigT], data: Any, source: str) -> ConfigT:
 
 def dump(config: Config) -> str:
     """The configuration as YAML that `load` reads back to an equal value."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=100)
 
 
-def _read(path: Path) -> Any:
+class _Dumper(yaml.SafeDumper):
+    """Writes strings so that OmegaConf, not only a YAML 1.1 reader, takes them as they are."""
+
+
+_Dumper.add_implicit_resolver(  # such strings are numbers to OmegaConf, so they must be quoted
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+_Dumper.add_representer(  # "${" begins an interpolation
+    str,
+    lambda dumper, text: dumper.represent_str(re.sub(r"(\\*)\$\{", r"\1\1\\${", text)),
+)
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[Any, Any]:
+    """The file merged onto its base; `derived` are the files that led to it."""
     if not path.is_file():
         raise ValueError(f"{path}: there is no such configuration file")
+    if path.resolve() in derived:
+        raise ValueError(f"{path}: its 'base' leads back to itself")
     try:
-        tree = OmegaConf.load(path)
+        tree = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not OmegaConf.is_dict(tree):
+        raise ValueError(f"{path}: not valid YAML: {_one_line(error)}") from error
+    except OSError:  # OmegaConf's answer to a lone number
+        tree = None
+    if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of sections at the top level")
     base = tree.pop("base", None)
     if base is None:
         return tree
-    return OmegaConf.merge(_read(path.parent / str(base)), tree)
+    return _merge(_read(path.parent / str(base), (*derived, path.resolve())), tree)
 
 
-def _override(text: str) -> Any:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise ValueError(f"--set {text}: expected path.to.key=value")
-    try:
-        return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"--set {text}: '{value}' is not a YAML value: {error}") from error
+def _merge(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    shared = {key: _merge(below[key], above[key]) for key in below if key in above}
+    return {**below, **above, **shared}
 
 
-def _expected(names: Any) -> str:
-    return "expected one of " + ", ".join(str(name) for name in names)
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OmegaConfBaseException):
+        first = str(error).splitlines()[0]
+        return f"{error.full_key}: {first}" if error.full_key else first
+    return " ".join(str(error).split())
+
+
+def _unknown(key: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    return f"unknown key '{key}': {hint}"
 
 
 def _describe(item: Any, data: Any) -> str:
@@ -150,6 +203,8 @@ def _describe(item: Any, data: Any) -> str:
             problem = f"'{context['tag']}' is not known: expected one of {context['expected_tags']}"
         case "union_tag_not_found":
             problem = f"the key {context['discriminator']} is missing: it chooses which one"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            problem = f"got {item['input']!r}: expected a mapping"
         case _:
             problem = f"got {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
     return f"{key}: {problem}" if key else problem
@@ -162,10 +217,9 @@ def _key_path(location: Sequence[str | int], data: Any, absent: bool) -> str:
     """
     path = []
     for depth, part in enumerate(location):
-        inside = isinstance(data, Mapping) and part in data
-        inside = inside or (isinstance(data, list) and isinstance(part, int) and part < len(data))
-        if inside:
-            data = data[part]
+        inside: Any = dict(enumerate(data)) if isinstance(data, list) else data
+        if isinstance(inside, Mapping) and part in inside:
+            data = inside[part]
         elif not (absent and depth == len(location) - 1):
             continue
         path.append(str(part))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.equal import Equal
@@ -16,6 +17,7 @@ from deltarec.data.prepare.dataset import Dataset, prepare_once
 from deltarec.data.reader import ReaderConfig
 from deltarec.data.schema import FEATURES, Feature, IdListFeature, Scenario, Schema, Task
 from deltarec.embeddings.tables import EmbeddingConfig
+from deltarec.metrics import METRICS
 from deltarec.models.ranking import ModelConfig
 from deltarec.optimizers import OptimizerConfig
 
@@ -31,14 +33,14 @@ class DataConfig(Config):
     data."""
     prepare: Annotated[Dataset, OneOf(DATASETS, key="dataset")] | None = None
     """Makes Parquet of raw data, at first use, under data/prepared/."""
-    train: list[str] = ["train"]  # noqa: RUF012  (pydantic copies defaults)
+    train: list[str] = Field(default=["train"], min_length=1)
     """Files, folders, partitions or globs under the data's folder."""
     valid: list[str] = []  # noqa: RUF012
     """Likewise, for early stopping and the evaluations during training; none if empty."""
     test: list[str] = []  # noqa: RUF012
     """Likewise, for the evaluation at the end; none if empty."""
     user: str | None = None
-    """Column of the user, for metrics by user."""
+    """Column of the user, for metrics by user; nulls count as one user."""
     weight: str | None = None
     """Column of the sample's weight in the losses."""
     reader: ReaderConfig = ReaderConfig()
@@ -81,7 +83,7 @@ class TrainConfig(Config):
     epochs: int = Field(default=1, gt=0)
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after so many batches, if the epochs are not over before."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of weights, shuffling and dropout."""
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -138,6 +140,7 @@ class Job(Config):
     @model_validator(mode="after")
     def _consistent(self) -> "Job":
         schema = self.data_schema
+        self._check_names(schema)
         for name, feature in schema.sparse.items():
             if schema.table(name) not in self.embedding.tables:
                 raise ValueError(
@@ -154,10 +157,19 @@ class Job(Config):
         self._check_sequences(schema)
         self._check_tasks()
         self._check_early_stopping()
-        default = self.scenario.default if self.scenario else None
-        if self.scenario and default is not None and default not in self.scenario.values:
-            raise ValueError(f"scenario.default: {default!r} is not among scenario.values")
+        self._check_scenario()
         return self
+
+    def _check_names(self, schema: Schema) -> None:
+        """Tables and encoders are modules of these names, which PyTorch does not always admit."""
+        modules = [(f"embedding.tables.{name}", name) for name in self.embedding.tables]
+        modules += [(f"features.{name}", name) for name in schema.sequences]
+        for key, name in modules:
+            if not name or "." in name or hasattr(nn.ModuleDict, name) or name == "training":
+                raise ValueError(
+                    f"{key}: PyTorch admits no module of the name '{name}'; choose another, and "
+                    "let 'table' or 'column' of the feature say which it means"
+                )
 
     def _check_lists(self, schema: Schema) -> None:
         """TorchRec pools all features of a table in one way, with weights or without."""
@@ -217,3 +229,26 @@ class Job(Config):
             raise ValueError("train.early_stopping needs validation data: set data.valid")
         if stopping.task is not None and stopping.task not in self.tasks:
             raise ValueError(f"train.early_stopping.task: no task '{stopping.task}'")
+        task = stopping.task or next(iter(self.tasks))
+        kind = self.tasks[task].kind
+        known = [name for name, metric in METRICS.items() if metric.kind == kind]
+        if stopping.metric not in known:
+            raise ValueError(
+                f"train.early_stopping.metric: '{stopping.metric}' is not a metric of the {kind} "
+                f"task '{task}': expected one of {', '.join(known)}"
+            )
+        if METRICS[stopping.metric].partition == "user" and self.data.user is None:
+            raise ValueError(
+                f"train.early_stopping.metric: '{stopping.metric}' is by user: set data.user"
+            )
+
+    def _check_scenario(self) -> None:
+        if self.scenario is None:
+            return
+        values: list[int | str] = list(self.scenario.values)
+        if len(set(values)) < len(values):
+            raise ValueError(f"scenario.values: one is there twice among {values}")
+        if self.scenario.default is not None and self.scenario.default not in values:
+            raise ValueError(
+                f"scenario.default: {self.scenario.default!r} is not among scenario.values"
+            )

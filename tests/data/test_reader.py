@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +96,14 @@ def check_rows(batch) -> list[int]:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_every_sample_exactly_once_on_any_number_of_ranks(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
-    file_rows = data.draw(st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(sum))
-    everything = write(folder, file_rows, row_group=data.draw(st.sampled_from([1, 7, 30, 1000])))
-    batch_size = data.draw(st.integers(1, 50))
+    file_rows = data.draw(st.lists(st.integers(0, 45), min_size=1, max_size=4).filter(sum))
+    everything = write(folder, file_rows, row_group=data.draw(st.sampled_from([1, 7, 15, 1000])))
+    batch_size = data.draw(st.integers(1, 60))
     seed = data.draw(st.sampled_from([None, 0, 1]))
     window = data.draw(st.sampled_from([1, 3, 1000]))
 
@@ -165,8 +167,51 @@ def test_a_damaged_file_is_named(tmp_path):
         list(reader(tmp_path, 64).read(Position(0, 0), 1))
 
 
+def test_a_message_names_the_file_and_the_row_in_it(tmp_path):
+    write(tmp_path, [30, 50], row_group=20)
+    table = rows(30, 80).set_column(0, "id", pa.array([*range(30, 79), -1], pa.int32()))
+    pq.write_table(table, tmp_path / "1.parquet", 20)
+    with pytest.raises(ValueError, match=r"1.parquet: column 'id': id -1, .* at row 49 "):
+        list(reader(tmp_path, 64).read(Position(0, 0), 1))
+
+
+def test_files_may_differ_in_types(tmp_path):
+    """Types, dictionaries and the order of columns: what files written at different times have."""
+    write(tmp_path, [30, 30, 30], row_group=10)
+    other = rows(30, 60)
+    wide = {"id": pa.int64(), "dense": pa.float64(), "label": pa.bool_()}
+    for name, arrow_type in wide.items():
+        column = other[name].cast(arrow_type)
+        other = other.set_column(other.column_names.index(name), name, column)
+    pq.write_table(other.select(other.column_names[::-1]), tmp_path / "1.parquet", 10)
+    last = rows(60, 90)
+    last = last.set_column(0, "id", last["id"].dictionary_encode())
+    pq.write_table(last, tmp_path / "2.parquet", 10)
+    batches = reader(tmp_path, 16, shuffle_window=1000).read(Position(0, 0), 1)
+    assert sorted(row for batch in batches for row in check_rows(batch)) == list(range(90))
+
+
+def test_what_was_mended_is_counted_over_an_epoch(tmp_path):
+    write(tmp_path, [50], row_group=10)
+    features = {"id": make(IdFeature, kind="id", on_invalid="clip")}
+    config = make(ReaderConfig, streams=6)
+    schema = Schema(features, SCHEMA.tasks, None, {"id": 40})
+    readers = [Reader(find(str(tmp_path), ["."]), schema, config, 8, 0, r, 2) for r in range(2)]
+    for each in readers:
+        list(each.read(Position(0, 0), 1))
+    assert sum((each.invalid for each in readers), Counter()) == {"id.clip": 10}
+
+
+def test_more_ranks_than_rows(tmp_path):
+    write(tmp_path, [2], row_group=10)
+    shares = [next(reader(tmp_path, 8, rank, 6).read(Position(0, 0), 1)) for rank in range(6)]
+    assert [len(check_rows(share)) for share in shares] == [2, 0, 0, 0, 0, 0]
+    assert {len(share.index) for share in shares} == {2}, "ranks differ in batch size"
+
+
 def test_closing_early_ends_the_threads(tmp_path):
     write(tmp_path, [5000], row_group=100)
     batches = reader(tmp_path, 8).read(Position(0, 0), 100)
     next(batches)
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]

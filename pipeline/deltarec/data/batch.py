@@ -115,7 +115,7 @@ def _jagged(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTenso
     for i, key in enumerate(keys):
         ragged = block.ragged.get(key)
         if ragged is None:
-            values.append(block.flat[key])
+            values.append(block.ids[key])
             lengths[i, :rows] = 1
         else:
             values.append(ragged.values)

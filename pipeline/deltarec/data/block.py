@@ -43,12 +43,15 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a dataset, by column name; flat columns are `[rows]`, tables `[rows, columns]`."""
+    """Rows of a dataset, by column name; columns are `[rows]`, tables `[rows, columns]`."""
 
     flat: dict[str, np.ndarray]
-    """Id features (int64) and the columns that every block has: `dense [rows, N]` and
-    `labels`, `mask [rows, T]`, `scenario`, `user`, `weight`, `index`."""
+    """What is no feature: `dense [rows, N]`, `labels` and `mask [rows, T]`, `scenario`, `index`,
+    and, where they are configured, `user` and `weight`."""
+    ids: dict[str, np.ndarray]
+    """Features of one id, int64, by name."""
     ragged: dict[str, Ragged]
+    """Features of lists of ids, by name."""
     invalid: Counter[str] = field(default_factory=Counter)
     """How many values each policy mended, by `feature.policy`."""
 
@@ -59,6 +62,7 @@ class Block:
     def take(self, rows: np.ndarray) -> "Block":
         return Block(
             {name: np.take(column, rows, axis=0) for name, column in self.flat.items()},
+            {name: np.take(column, rows) for name, column in self.ids.items()},
             {name: column.take(rows) for name, column in self.ragged.items()},
             self.invalid,
         )
@@ -66,6 +70,7 @@ class Block:
     def slice(self, start: int, stop: int) -> "Block":
         return Block(
             {name: column[start:stop] for name, column in self.flat.items()},
+            {name: column[start:stop] for name, column in self.ids.items()},
             {name: column.slice(start, stop) for name, column in self.ragged.items()},
         )
 
@@ -75,6 +80,7 @@ class Block:
             return blocks[0]
         return Block(
             {n: np.concatenate([b.flat[n] for b in blocks]) for n in blocks[0].flat},
+            {n: np.concatenate([b.ids[n] for b in blocks]) for n in blocks[0].ids},
             {n: Ragged.concat([b.ragged[n] for b in blocks]) for n in blocks[0].ragged},
             sum((block.invalid for block in blocks), Counter()),
         )

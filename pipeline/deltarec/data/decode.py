@@ -2,6 +2,7 @@
 """Arrow tables to `Block`s: transforms, checks and policies, column by column."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -16,56 +17,60 @@ from deltarec.data.schema import (
     SequenceFeature,
     SparseFeature,
 )
-from deltarec.data.transforms import hash_ids
+from deltarec.data.transforms import hash_ids, kind_of, positions, to_float
+
+Place = Callable[[int], tuple[str, int]]
+"""Where a row of the dataset stands: its file, and its number there."""
 
 
-def decode(schema: Schema, table: pa.Table, index: np.ndarray, path: str) -> Block:
-    """Decode rows of one file.
+def decode(schema: Schema, table: pa.Table, index: np.ndarray, place: Place) -> Block:
+    """Decode rows of a dataset.
 
     Args:
         schema: what to decode.
         table: the rows.
-        index: int64 `[rows]`, the rows' numbers in the dataset; they appear in messages.
-        path: the file, for messages.
+        index: int64 `[rows]`, the rows' numbers in the dataset.
+        place: where to find a row, for messages.
 
     Raises:
         ValueError: a value is not valid and its policy is `error`.
     """
-    return _Decoder(schema, table, index, path).block()
+    return _Decoder(schema, table, index, place).block()
 
 
 class _Decoder:
-    def __init__(self, schema: Schema, table: pa.Table, index: np.ndarray, path: str) -> None:
+    def __init__(self, schema: Schema, table: pa.Table, index: np.ndarray, place: Place) -> None:
         self.schema = schema
         self.table = table
         self.index = index
-        self.path = path
+        self.place = place
         self.invalid: Counter[str] = Counter()
 
     def block(self) -> Block:
         schema, rows = self.schema, len(self.index)
         flat: dict[str, np.ndarray] = {"index": self.index}
+        ids: dict[str, np.ndarray] = {}
         ragged: dict[str, Ragged] = {}
         for name, feature in schema.sparse.items():
             if isinstance(feature, (IdListFeature, SequenceFeature)):
                 ragged[name] = self._list(name, feature)
             else:
-                flat[name] = self._ids(name, feature, self._array(name), self.index)
+                ids[name] = self._ids(name, feature, self._array(name), self.index)
         flat["dense"] = np.empty((rows, len(schema.dense)), dtype=np.float32)
         for i, (name, feature) in enumerate(schema.dense.items()):
             flat["dense"][:, i] = self._dense(name, feature)
         flat["labels"], flat["mask"] = self._labels()
         flat["scenario"] = self._scenario()
         if schema.user:
-            flat["user"] = hash_ids(_fill_null(self._column(schema.user)))
+            flat["user"] = hash_ids(self._column(schema.user))
         if schema.weight:
-            flat["weight"] = self._numbers(schema.weight, "data.weight").astype(np.float32)
-        return Block(flat, ragged, self.invalid)
+            flat["weight"] = self._numbers(schema.weight, "data.weight")
+        return Block(flat, ids, ragged, self.invalid)
 
     def _column(self, column: str) -> pa.Array:
         chunks = self.table.column(column)
         array = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
-        return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        return _plain(array)
 
     def _array(self, name: str) -> pa.Array:
         return self._column(self.schema.column(name))
@@ -75,11 +80,14 @@ class _Decoder:
     ) -> np.ndarray:
         """One id for each value of the array, inside the table; `rows` says where each stands."""
         nulls = None
-        if array.null_count:
-            nulls = array.is_null().to_numpy(zero_copy_only=False)
-            self._mend(name, feature, nulls, rows, "a null id")
-            array = _fill_null(array)
-        ids = _transform(feature, array).cast(pa.int64(), safe=False).to_numpy()
+        if array.null_count or pa.types.is_floating(array.type):
+            nulls = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+            if nulls.any():
+                self._mend(name, feature, nulls, rows, "a null id")
+                array = _fill_null(array, nulls)
+        array = _transform(feature, array)
+        is_uint64 = array.type == pa.uint64()  # the one type that int64 does not hold
+        ids = (array if is_uint64 else array.cast(pa.int64())).to_numpy()
         table_rows = self.schema.table_rows[self.schema.table(name)]
         if len(ids) and not (ids.min() >= 0 and ids.max() < table_rows):
             outside = (ids < 0) | (ids >= table_rows)
@@ -93,7 +101,7 @@ class _Decoder:
                 ids = np.where(outside, feature.default, ids)
         if nulls is not None:
             ids = np.where(nulls, feature.default, ids)
-        return ids
+        return ids.astype(np.int64, copy=False)
 
     def _list(self, name: str, feature: IdListFeature | SequenceFeature) -> Ragged:
         values, lengths = _flatten(self._array(name))
@@ -104,19 +112,18 @@ class _Decoder:
             return Ragged(ids, lengths)
         weights, weight_lengths = _flatten(self._column(feature.weights))
         if not np.array_equal(lengths, weight_lengths):
-            row = self.index[(lengths != weight_lengths).argmax()]
+            path, row = self.place(int(self.index[(lengths != weight_lengths).argmax()]))
             raise ValueError(
-                f"{self.path}: row {row}: the lists of '{self.schema.column(name)}' and of its "
+                f"{path}: row {row}: the lists of '{self.schema.column(name)}' and of its "
                 f"weights '{feature.weights}' differ in length"
             )
-        return Ragged(ids, lengths, _to_float(weights).astype(np.float32))
+        rows = np.repeat(self.index, lengths)
+        key = f"features.{name}.weights"
+        return Ragged(ids, lengths, self._finite(weights, rows, feature.weights, key))
 
     def _dense(self, name: str, feature: DenseFeature) -> np.ndarray:
         array = self._array(name)
-        if not feature.transforms and pa.types.is_floating(array.type) and not array.null_count:
-            numbers = array.to_numpy()
-        else:
-            numbers = _to_float(_transform(feature, array))
+        numbers = _to_float32(_transform(feature, array))
         bad = ~np.isfinite(numbers)
         if bad.any():
             self._mend(name, feature, bad, self.index, "a null, NaN or infinite value")
@@ -129,7 +136,7 @@ class _Decoder:
         labels = np.zeros((len(self.index), len(tasks)), dtype=np.float32)
         mask = np.ones(labels.shape, dtype=bool)
         for t, (name, task) in enumerate(tasks.items()):
-            numbers = _to_float(self._array(name))
+            numbers = _to_float32(self._column(self.schema.label(name)))
             bad = ~np.isfinite(numbers)
             if task.kind == "binary":
                 bad |= (numbers != 0) & (numbers != 1)
@@ -143,7 +150,7 @@ class _Decoder:
                 wanted = "0 or 1" if task.kind == "binary" else "a finite number"
                 if task.on_invalid == "error":
                     self._fail(
-                        self.schema.column(name),
+                        self.schema.label(name),
                         bad,
                         self.index,
                         f"label {numbers[bad.argmax()]} (expected {wanted})",
@@ -159,15 +166,7 @@ class _Decoder:
         if scenario is None:
             return np.zeros(len(self.index), dtype=np.int64)
         array = self._column(scenario.column)
-        try:
-            value_set = pa.array(scenario.values).cast(array.type)
-        except pa.ArrowException:
-            raise ValueError(
-                f"{self.path}: column '{scenario.column}' is {array.type}; scenario.values are "
-                f"{scenario.values}: write values of that type"
-            ) from None
-        ids = pc.fill_null(pc.index_in(array, value_set), -1).to_numpy(zero_copy_only=False)
-        ids = ids.astype(np.int64)
+        ids = positions(array, pa.array(scenario.values))
         unknown = ids < 0
         if unknown.any():
             first = array[int(unknown.argmax())].as_py()
@@ -185,11 +184,18 @@ class _Decoder:
         return ids
 
     def _numbers(self, column: str, key: str) -> np.ndarray:
-        numbers = _to_float(self._column(column))
+        return self._finite(self._column(column), self.index, column, key)
+
+    def _finite(self, array: pa.Array, rows: np.ndarray, column: str, key: str) -> np.ndarray:
+        """Float32 numbers, for which there is no policy; `rows` says where each stands."""
+        numbers = _to_float32(array)
         bad = ~np.isfinite(numbers)
         if bad.any():
-            row = self.index[bad.argmax()]
-            raise ValueError(f"{self.path}: column '{column}' ({key}): null or NaN at row {row}")
+            path, row = self.place(int(rows[bad.argmax()]))
+            raise ValueError(
+                f"{path}: column '{column}' ({key}): a null, NaN or infinite value at row {row}; "
+                "mend the data"
+            )
         return numbers
 
     def _mend(
@@ -203,8 +209,9 @@ class _Decoder:
         self.invalid[f"{name}.{policy}"] += int(bad.sum())
 
     def _fail(self, column: str, bad: np.ndarray, rows: np.ndarray, what: str, mend: str) -> None:
+        path, row = self.place(int(rows[bad.argmax()]))
         raise ValueError(
-            f"{self.path}: column '{column}': {what} at row {rows[bad.argmax()]} "
+            f"{path}: column '{column}': {what} at row {row} "
             f"({int(bad.sum())} such among {len(bad)} values); mend the data or set {mend}"
         )
 
@@ -215,24 +222,34 @@ def _transform(feature: Feature, array: pa.Array) -> pa.Array:
     return array
 
 
-def _fill_null(array: pa.Array) -> pa.Array:
-    if not array.null_count:
-        return array
-    is_text = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    return pc.fill_null(array, "" if is_text else 0)
+def _plain(array: pa.Array) -> pa.Array:
+    """Without dictionary, and integers for booleans."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.cast(pa.int8()) if pa.types.is_boolean(array.type) else array
 
 
-def _to_float(array: pa.Array) -> np.ndarray:
-    """Float64 values, NaN for nulls."""
-    if pa.types.is_boolean(array.type):
-        array = array.cast(pa.int8())
-    return array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+def _fill_null(array: pa.Array, nulls: np.ndarray) -> pa.Array:
+    kind = kind_of(array.type)
+    if kind == "fraction":
+        array = pa.array(to_float(array))
+    filler = pa.scalar("" if kind == "string" else 0).cast(array.type)
+    return pc.call_function("if_else", [pa.array(nulls), filler, array])
+
+
+def _to_float32(array: pa.Array) -> np.ndarray:
+    """Float32 values, NaN for nulls, infinite for what is too large."""
+    if array.type == pa.float32() and not array.null_count:
+        return array.to_numpy()
+    with np.errstate(over="ignore"):
+        return to_float(array).astype(np.float32)
 
 
 def _flatten(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column and the int64 length of each list; null lists are empty."""
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    return lists.flatten(), lengths.astype(np.int64)
+    lengths = pc.call_function("list_value_length", [lists])
+    lengths = pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+    return _plain(lists.flatten()), lengths.astype(np.int64)
 
 
 def _keep_last(ragged: Ragged, most: int) -> Ragged:

@@ -55,10 +55,13 @@ def find(source: str, patterns: Sequence[str]) -> list[ParquetFile]:
     filesystem, root = _open_filesystem(source)
     paths: list[str] = []
     for pattern in patterns:
-        matches = [path for path in _match(filesystem, root, pattern) if path not in paths]
+        try:
+            matches = _match(filesystem, root, pattern)
+        except OSError as error:
+            raise ValueError(f"'{pattern}' under {source} cannot be listed: {error}") from error
         if not matches:
             raise ValueError(f"no file matches '{pattern}' under {source}")
-        paths += matches
+        paths += [path for path in matches if path not in paths]
     with ThreadPoolExecutor(16) as threads:
         files = list(threads.map(lambda path: _read_footer(filesystem, path), paths))
     if not any(file.metadata.num_rows for file in files):
@@ -80,30 +83,25 @@ def _open_filesystem(source: str) -> tuple[fs.FileSystem, str]:
 
 
 def _match(filesystem: fs.FileSystem, root: str, pattern: str) -> list[str]:
-    path = root if pattern == "." else f"{root.rstrip('/')}/{pattern}"
-    is_glob = any(c in pattern for c in "*?[")
-    fixed = path
-    while any(c in fixed for c in "*?["):
-        fixed = fixed.rpartition("/")[0]
-    info = filesystem.get_file_info(fixed)
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    globs = [i for i, part in enumerate(parts) if any(c in part for c in "*?[")]
+    fixed, wanted = (parts[: globs[0]], parts[globs[0] :]) if globs else (parts, [])
+    info = filesystem.get_file_info("/".join([root.rstrip("/") or "/", *fixed]))
     if info.type == fs.FileType.File:
-        return [fixed]
+        return [] if wanted else [info.path]
     if info.type == fs.FileType.NotFound:
         return []
-    below = filesystem.get_file_info(fs.FileSelector(fixed, recursive=True))
     matched = []
-    for item in below:
-        inside = item.path[len(info.path) :].lstrip("/")
-        hidden = any(part[0] in "._" for part in inside.split("/"))
-        wanted = not is_glob or _glob(item.path, path)
-        if item.type == fs.FileType.File and not hidden and wanted:
+    for item in filesystem.get_file_info(fs.FileSelector(info.path, recursive=True)):
+        inside = item.path[len(info.path) :].strip("/").split("/")
+        hidden = any(part[0] in "._" for part in inside)
+        if item.type == fs.FileType.File and not hidden and _begins(inside, wanted):
             matched.append(item.path)
     return sorted(matched)
 
 
-def _glob(path: str, pattern: str) -> bool:
-    """Whether the path, or a folder it lies in, matches; `*` does not cross a slash."""
-    parts, wanted = path.strip("/").split("/"), pattern.strip("/").split("/")
+def _begins(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the first parts of a path match the globs, one for one."""
     return len(parts) >= len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 

@@ -7,7 +7,7 @@ trainer, one decoding the next window, one cutting batches.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -27,6 +27,9 @@ from deltarec.data.streams import EpochOrder, Segment
 WHOLE_ROW_GROUP = 131_072
 """Row groups up to so many rows are read whole, longer ones in pieces of that size."""
 
+Piece = tuple[pa.Table, np.ndarray]
+"""Rows of one or several files, and their numbers in the dataset, int64 `[rows]`."""
+
 
 class ReaderConfig(Config):
     """How files are read."""
@@ -40,6 +43,18 @@ class ReaderConfig(Config):
     """Samples of a stream that are shuffled among themselves; memory grows with it."""
     prefetch: int = Field(default=4, gt=0)
     """Batches made ahead of the trainer."""
+
+    def check(self, num_ranks: int) -> None:
+        """Find out whether so many ranks can share the streams.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.streams % num_ranks:
+            raise ValueError(
+                f"data.reader.streams is {self.streams}, which {num_ranks} processes cannot "
+                f"divide; set it to a multiple, such as {num_ranks * -(-24 // num_ranks)}"
+            )
 
 
 class Reader:
@@ -70,11 +85,7 @@ class Reader:
         num_ranks: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        if config.streams % num_ranks:
-            raise ValueError(
-                f"data.reader.streams is {config.streams}, which {num_ranks} processes cannot "
-                f"divide; set it to a multiple, such as {num_ranks * -(-24 // num_ranks)}"
-            )
+        config.check(num_ranks)
         for file in files:
             schema.check(file.schema, file.path)
         self.schema = schema
@@ -129,7 +140,7 @@ class Reader:
     def _empty(self) -> Block:
         file = self._row_groups[0][0]
         table = file.schema.empty_table()
-        return decode(self.schema, table, np.empty(0, dtype=np.int64), file.path)
+        return decode(self.schema, table, np.empty(0, dtype=np.int64), self._place)
 
     def _blocks(self, epoch: int, samples: int) -> Iterator[Block]:
         """This rank's samples from the given place of the epoch, a shuffled window at a time."""
@@ -150,27 +161,34 @@ class Reader:
         done = order.taken(samples)[streams.start : streams.stop].sum()
         before = np.minimum(own, first * order.window).sum()
         for window in range(first, -(-int(own.max()) // order.window)):
-            parts, columns, base = [], [], 0
+            parts: list[Piece] = []
+            columns: list[np.ndarray] = []
+            base = 0
             for lane in lanes:
-                blocks = [
-                    decode(self.schema, table, index, path)
-                    for table, index, path in lane.read(order.window * per_lane)
-                ]
-                parts += blocks
+                pieces = list(lane.read(order.window * per_lane))
+                parts += pieces
                 for place, stream in enumerate(lane.streams):
                     shuffled = order.window_order(stream, window, epoch)
                     columns.append(base + shuffled * len(lane.streams) + place)
-                base += sum(block.num_rows for block in blocks)
-            block = Block.concat(parts).take(_in_turn(columns))
+                base += sum(table.num_rows for table, _ in pieces)
+            blocks = [
+                decode(self.schema, table, index, self._place) for table, index in _joined(parts)
+            ]
+            block = Block.concat(blocks).take(_in_turn(columns))
             self.invalid.update(block.invalid)
             skip = int(max(0, done - before))
             before += block.num_rows
             yield block.slice(skip, block.num_rows) if skip else block
 
-    def _pieces(
-        self, segments: Sequence[Segment], skip: int
-    ) -> Iterator[tuple[pa.Table, np.ndarray, str]]:
-        """Tables of consecutive rows in a lane's order, with their row numbers and their file."""
+    def _place(self, row: int) -> tuple[str, int]:
+        """The file of a row of the dataset, and its number there."""
+        groups = np.searchsorted(self.order.bounds, row, side="right")
+        file = self._row_groups[int(groups) - 1][0]
+        first = next(i for i, (other, _, _) in enumerate(self._row_groups) if other is file)
+        return file.path, int(row - self.order.bounds[first])
+
+    def _pieces(self, segments: Sequence[Segment], skip: int) -> Iterator[Piece]:
+        """Tables of consecutive rows in a lane's order, with their row numbers."""
         columns = self.schema.columns()
         for segment in segments:
             if skip >= segment.num_rows:
@@ -186,7 +204,7 @@ class Reader:
                         start, stop = max(low, row), min(high, row + table.num_rows)
                         if start < stop:
                             part = table.slice(start - row, stop - start)
-                            yield part, np.arange(start, stop), file.path
+                            yield part, np.arange(start, stop)
                         row += table.num_rows
                         if row >= high:
                             break
@@ -208,7 +226,7 @@ class _Lane:
 
     def __init__(
         self,
-        pieces: Iterator[tuple[pa.Table, np.ndarray, str]],
+        pieces: Iterator[Piece],
         streams: Sequence[int],
         per_lane: int,
         position: int,
@@ -217,18 +235,18 @@ class _Lane:
         self.streams = streams
         self.per_lane = per_lane
         self.position = position
-        self.rest: tuple[pa.Table, np.ndarray, str] | None = None
+        self.rest: Piece | None = None
 
-    def read(self, num_rows: int) -> Iterator[tuple[pa.Table, np.ndarray, str]]:
+    def read(self, num_rows: int) -> Iterator[Piece]:
         """The rank's part of the lane's next rows; fewer at the end of the lane."""
         while num_rows:
             piece = self.rest or next(self.pieces, None)
             if piece is None:
                 return
-            table, index, path = piece
+            table, index = piece
             self.rest = None
             if table.num_rows > num_rows:
-                self.rest = table.slice(num_rows), index[num_rows:], path
+                self.rest = table.slice(num_rows), index[num_rows:]
                 table, index = table.slice(0, num_rows), index[:num_rows]
             num_rows -= table.num_rows
             place = np.arange(self.position, self.position + table.num_rows) % self.per_lane
@@ -237,7 +255,25 @@ class _Lane:
                 first = self.streams[0] % self.per_lane
                 mine = np.flatnonzero((place >= first) & (place < first + len(self.streams)))
                 table, index = table.take(mine), index[mine]
-            yield table, index, path
+            yield table, index
+
+
+def _joined(pieces: Iterable[Piece], most: int = WHOLE_ROW_GROUP) -> Iterator[Piece]:
+    """Pieces of equal types put together, up to about `most` rows: decoding is dear by the call."""
+    parts: list[Piece] = []
+    for table, index in pieces:
+        full = sum(part.num_rows for part, _ in parts) + len(index) > most
+        if parts and (full or parts[0][0].schema != table.schema):
+            yield _join(parts)
+            parts = []
+        parts.append((table, index))
+    if parts:
+        yield _join(parts)
+
+
+def _join(parts: Sequence[Piece]) -> Piece:
+    tables, indices = zip(*parts, strict=True)
+    return pa.concat_tables(tables), np.concatenate(indices)
 
 
 def _in_turn(columns: Sequence[np.ndarray]) -> np.ndarray:

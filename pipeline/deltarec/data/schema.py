@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from deltarec.config import Config, OneOf
-from deltarec.data.transforms import TRANSFORMS, Transform
+from deltarec.data.transforms import TRANSFORMS, Kind, Transform, as_kind, kind_of
 
 
 class Feature(Config):
@@ -120,12 +120,12 @@ class Schema:
     user: str | None = None
     weight: str | None = None
 
-    def column(self, name: str) -> str:
-        """The column of a feature or, failing that, of a task."""
-        feature = self.features.get(name)
-        if feature is not None:
-            return feature.column or name
-        return self.tasks[name].label or name
+    def column(self, feature: str) -> str:
+        return self.features[feature].column or feature
+
+    def label(self, task: str) -> str:
+        """The column of a task's label."""
+        return self.tasks[task].label or task
 
     def table(self, feature: str) -> str:
         return self.sparse[feature].table or feature
@@ -172,7 +172,7 @@ class Schema:
         names += [
             f.weights for f in self.features.values() if isinstance(f, IdListFeature) and f.weights
         ]
-        names += [self.column(name) for name in self.tasks]
+        names += [self.label(name) for name in self.tasks]
         names += [task.mask for task in self.tasks.values() if task.mask]
         if self.scenario:
             names.append(self.scenario.column)
@@ -186,9 +186,11 @@ class Schema:
             ValueError: a column is missing or of a type that its use does not admit.
         """
         for column in self.columns():
-            if column not in files_schema.names:
+            count = files_schema.names.count(column)
+            if count != 1:
                 known = _listing(files_schema.names)
-                raise ValueError(f"{path}: column '{column}' is missing; the file has {known}")
+                found = "is there twice" if count else "is missing"
+                raise ValueError(f"{path}: column '{column}' {found}; the file has {known}")
         for name, feature in self.features.items():
             column = self.column(name)
             arrow_type = files_schema.field(column).type
@@ -197,48 +199,71 @@ class Schema:
                     raise _wrong_type(path, column, arrow_type, f"features.{name}", "a list")
                 arrow_type = arrow_type.value_type
             _check_chain(path, column, arrow_type, name, feature)
-        for column, key in self._number_columns():
+        for column, key, kinds in self._plain_columns():
             arrow_type = files_schema.field(column).type
-            if not (_is_number(arrow_type) or pa.types.is_boolean(arrow_type)):
-                raise _wrong_type(path, column, arrow_type, key, "a number or a boolean")
+            if key.endswith(".weights"):
+                if not _is_list(arrow_type):
+                    raise _wrong_type(path, column, arrow_type, key, "a list")
+                arrow_type = arrow_type.value_type
+            if kind_of(arrow_type) not in kinds:
+                raise _wrong_type(path, column, arrow_type, key, _a(kinds))
+        if self.scenario:
+            self._check_scenario(files_schema, path, self.scenario)
 
-    def _number_columns(self) -> Iterable[tuple[str, str]]:
+    def _plain_columns(self) -> Iterable[tuple[str, str, tuple[Kind, ...]]]:
+        """Columns that are read as they are: name, key in the configuration, admissible kinds."""
+        number: tuple[Kind, ...] = ("integer", "fraction")
+        for name, feature in self.sparse.items():
+            if isinstance(feature, IdListFeature) and feature.weights:
+                yield feature.weights, f"features.{name}.weights", number
         for name, task in self.tasks.items():
-            yield self.column(name), f"tasks.{name}"
+            yield self.label(name), f"tasks.{name}", number
             if task.mask:
-                yield task.mask, f"tasks.{name}.mask"
+                yield task.mask, f"tasks.{name}.mask", number
         if self.weight:
-            yield self.weight, "data.weight"
+            yield self.weight, "data.weight", number
+        if self.user:
+            yield self.user, "data.user", ("integer", "string")
+
+    def _check_scenario(self, files_schema: pa.Schema, path: str, scenario: Scenario) -> None:
+        arrow_type = files_schema.field(scenario.column).type
+        kind = kind_of(arrow_type)
+        try:
+            if kind is None:
+                raise ValueError
+            as_kind(pa.array(scenario.values), kind)
+        except ValueError:
+            needed = f"the type of scenario.values, {scenario.values}"
+            raise _wrong_type(path, scenario.column, arrow_type, "scenario", needed) from None
 
 
 def _check_chain(
     path: str, column: str, arrow_type: pa.DataType, name: str, feature: Feature
 ) -> None:
-    """Follow the column's type through the transforms to what the feature needs."""
-    if pa.types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-    is_string = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
-    is_id = pa.types.is_integer(arrow_type)
-    is_number = _is_number(arrow_type) or pa.types.is_boolean(arrow_type)
+    """Follow the column's values through the transforms to what the feature needs."""
     key = f"features.{name}"
+    kind, found = kind_of(arrow_type), str(arrow_type)
     for transform in feature.transforms:
-        if not is_number and not (is_string and transform.takes_strings):
-            needed = "a string or a number" if transform.takes_strings else "a number"
-            raise _wrong_type(
-                path, column, arrow_type, f"{key}, transform {transform.name}", needed
-            )  # pyright: ignore
-        is_string, is_number, is_id = False, True, transform.produces == "id"
-    if isinstance(feature, SparseFeature) and not is_id:
+        name = transform.name  # pyright: ignore[reportAttributeAccessIssue]
+        step = f"{key}, transform {name}"
+        if kind not in transform.takes:
+            raise _wrong_type(path, column, found, step, _a(transform.takes))
+        try:
+            transform.check(kind)
+        except ValueError as error:
+            raise ValueError(f"{path}: column '{column}' is {found}; {step}: {error}") from None
+        kind, found = transform.produces, f"{_a((transform.produces,))} after {name}"
+    if isinstance(feature, SparseFeature) and kind != "integer":
         needed = "an integer, or a transform that makes ids (hash, vocabulary, bucketise)"
-        raise _wrong_type(path, column, arrow_type, key, needed)
-    if isinstance(feature, DenseFeature) and not is_number:
-        raise _wrong_type(path, column, arrow_type, key, "a number")
+        raise _wrong_type(path, column, found, key, needed)
+    if isinstance(feature, DenseFeature) and kind not in ("integer", "fraction"):
+        raise _wrong_type(path, column, found, key, "a number")
 
 
 def _wrong_type(
-    path: str, column: str, arrow_type: pa.DataType, key: str, needed: str
+    path: str, column: str, found: pa.DataType | str, key: str, needed: str
 ) -> ValueError:
-    return ValueError(f"{path}: column '{column}' is {arrow_type}; {key} needs {needed}")
+    return ValueError(f"{path}: column '{column}' is {found}; {key} needs {needed}")
 
 
 def _is_list(arrow_type: pa.DataType) -> bool:
@@ -249,12 +274,10 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     )
 
 
-def _is_number(arrow_type: pa.DataType) -> bool:
-    return (
-        pa.types.is_integer(arrow_type)
-        or pa.types.is_floating(arrow_type)
-        or pa.types.is_decimal(arrow_type)
-    )
+def _a(kinds: tuple[Kind, ...]) -> str:
+    names = {"string": "a string", "integer": "an integer", "fraction": "a number"}
+    wanted = [names[kind] for kind in kinds if kind != "integer" or "fraction" not in kinds]
+    return " or ".join(wanted)
 
 
 def _listing(names: list[str], most: int = 20) -> str:
