@@ -34,12 +34,13 @@ class GlobalBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            mean, var = self._batch_statistics(x)
+            centred, var = self._centre(x)
         else:
-            mean, var = self.running_mean, self.running_var
-        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+            centred, var = x - self.running_mean, self.running_var
+        return torch.addcmul(self.bias, centred, torch.rsqrt(var + self.eps) * self.weight)
 
-    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The input less the batch's mean, `[B, D]`, and the batch's variance, `[D]`."""
         assert self.real is not None, "set_real_samples comes before the forward"
         x = x.to(self.weight.dtype)  # under autocast the sums would have eight bits
         real = self.real.to(x.dtype).unsqueeze(1)
@@ -47,14 +48,15 @@ class GlobalBatchNorm(nn.Module):
         samples = sums[-1]
         count = samples.clamp(min=1)
         mean = sums[:-1] / count
+        centred = x - mean
         # Not E[x²] − mean², which cancels where the mean is large against the deviation.
-        var = _over_ranks(((x - mean).square() * real).sum(0)) / count
+        var = _over_ranks((centred.square() * real).sum(0)) / count
         with torch.no_grad():
             unbiased = var * count / (count - 1).clamp(min=1)
             momentum = self.momentum * samples.clamp(max=1)  # a batch without samples tells nothing
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(unbiased, momentum)
-        return mean, var
+        return centred, var
 
 
 def _over_ranks(sums: Tensor) -> Tensor:
