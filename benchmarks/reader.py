@@ -32,7 +32,9 @@ NUM_IDS, NUM_DENSE, TABLE_ROWS = 26, 12, 1_000_000
 def write_file(path: Path, rows: int, row_group: int) -> None:
     """26 columns of Zipf ids, 12 dense ones, one label: 39 in all."""
     random = np.random.default_rng(0)
-    columns = {f"id_{i}": random.zipf(1.2, rows) % TABLE_ROWS for i in range(NUM_IDS)}
+    columns: dict[str, np.ndarray] = {
+        f"id_{i}": random.zipf(1.2, rows) % TABLE_ROWS for i in range(NUM_IDS)
+    }
     columns |= {f"dense_{i}": random.random(rows, np.float32) for i in range(NUM_DENSE)}
     columns["label"] = random.integers(0, 2, rows, dtype=np.int8)
     pq.write_table(pa.table(columns), path, row_group_size=row_group, compression="zstd")

@@ -85,7 +85,9 @@ class Checkpoints:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self._group = dist.new_group(backend="gloo")  # the writing thread's own
+        group = dist.new_group(backend="gloo")  # the writing thread's own
+        assert isinstance(group, dist.ProcessGroup)
+        self._group = group
         self._writing: _Thread | None = None
 
     def save(self, state: TrainState, best: bool = False) -> None:
@@ -141,6 +143,7 @@ class Checkpoints:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.combined.state_dict()["state"],
+            "gradients": self.optimizer.pending_gradients(),
         }
 
     def _write(self, tensors: dict[str, Any], state: TrainState, best: bool) -> None:
@@ -232,8 +235,10 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, Any]) -> None:
-    stored = {name: entry for name, entry in metadata.state_dict_metadata.items()}
-    for section, values in (("model", tensors["model"]), *_optimizer_sections(tensors)):
+    stored = metadata.state_dict_metadata
+    sections = [("model", tensors["model"]), ("gradients", tensors["gradients"])]
+    sections += [(f"optimizer.{name}", state) for name, state in tensors["optimizer"].items()]
+    for section, values in sections:
         for name, value in values.items():
             key = f"{section}.{name}"
             if key not in stored:
@@ -246,10 +251,6 @@ def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, 
                     f"{source}: '{key}' is {size} in this checkpoint, {tuple(value.size())} in the "
                     "model; row-wise state depends on the column cut (column_block)"
                 )
-
-
-def _optimizer_sections(tensors: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"optimizer.{name}", state) for name, state in tensors["optimizer"].items()]
 
 
 def _copy(value: Any) -> Any:

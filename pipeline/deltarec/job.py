@@ -213,6 +213,8 @@ class Job(Config):
     def _check_tasks(self) -> None:
         seen: dict[str, Task] = {}
         for name, task in self.tasks.items():
+            if task.kind != "binary" and task.positive_weight != 1.0:
+                raise ValueError(f"tasks.{name}.positive_weight: only a binary task has positives")
             if task.given is not None:
                 parent = seen.get(task.given)
                 if parent is None or parent.kind != "binary":

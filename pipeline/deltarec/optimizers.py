@@ -200,6 +200,15 @@ class StepOptimizer:
             nn.utils.clip_grad_norm_(self._dense_parameters, self.config.clip_norm)
         self._dense.step()
 
+    def pending_gradients(self) -> dict[str, Tensor]:
+        """Dense gradients that an accumulation has gathered, by name: part of a job's state."""
+        if self.config.accumulate == 1:
+            return {}
+        for parameter in self._dense_parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return {name: parameter.grad for name, parameter in self._dense.params.items()}  # pyright: ignore
+
     def init_state(self) -> None:
         """Create the state of a dense optimiser that has made no step yet, so it can be loaded."""
         self._dense.init_state()

@@ -268,12 +268,12 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         self.checkpoints.wait()
+        measured = self.state.step
         if self.checkpoints.find("best"):
-            self.checkpoints.load("best")
+            measured = self.checkpoints.load("best").step
         result: dict[str, Any] = {
             "steps": self.state.step,
             "samples": self.state.samples,
-            "skipped": 0,
             "invalid": self._invalid(),
             "seconds": round(self.state.seconds, 3),
             "samples_per_second": round(self.state.samples / max(self.state.seconds, 1e-9), 1),
@@ -283,7 +283,8 @@ class Trainer:
         for split in ("valid", "test"):
             if getattr(self.job.data, split):
                 result[split] = self.evaluate(split)
-                self.run.log(self.state.step, split, result[split])
+        if "test" in result:
+            self.run.log(measured, "test", result["test"])
         result["versions"] = {
             "deltarec": version("deltarec"),
             "torch": torch.__version__,
@@ -385,7 +386,14 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 
 def check(job: Job) -> None:
-    """Find what is wrong with a job's data before any process group starts."""
+    """Find what is wrong with a job before any process group starts.
+
+    Raises:
+        ValueError: the model's parts do not fit together, or the files do not fit the schema.
+    """
+    with torch.device("meta"):
+        Network(job.model, job.data_schema, job.embedding.resolved(), seed=0)
+        BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
     for split in ("train", "valid", "test"):
         if getattr(job.data, split):
             for file in job.data.files(split):
