@@ -123,6 +123,10 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     job = load(Job, saved, options.set)
     if not getattr(job.data, options.split):
         raise ValueError(f"{saved}: data.{options.split} names no files")
+    folder = options.run_dir / "checkpoints"
+    pointer = options.checkpoint or ("best" if (folder / "best").is_file() else "latest")
+    if not (folder / pointer).is_file():
+        raise ValueError(f"{folder}: there is no {pointer} checkpoint")
     check(job)
     if options.nproc is not None:
         job.data.reader.check(options.nproc)
@@ -134,7 +138,7 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
 
     with process_group() as device:
         trainer = Trainer(job, RunFolder(options.run_dir), device)
-        state = trainer.checkpoints.load(options.checkpoint)
+        state = trainer.checkpoints.load(pointer)
         result = trainer.evaluate(options.split)
         if is_main():
             answer = {"step": state.step, "split": options.split, "metrics": result}
@@ -171,8 +175,6 @@ def _launch(num_processes: int, arguments: list[str]) -> int:
 
     if launched():
         raise ValueError("--nproc: a launcher has started this process already; leave it out")
-    if num_processes < 1:
-        raise ValueError(f"--nproc: expected at least 1, got {num_processes}")
     place = arguments.index("--nproc") if "--nproc" in arguments else None
     if place is None:  # --nproc=N
         kept = [word for word in arguments if not word.startswith("--nproc=")]
@@ -204,6 +206,12 @@ def _answer(options: argparse.Namespace, answer: dict[str, Any], text: str) -> N
     print(json.dumps(answer) if options.json else text, file=options.output, flush=True)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got '{text}'")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deltarec", description="Trains ranking models.", allow_abbrev=False
@@ -227,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def processes(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--nproc", type=int, help="number of processes on this machine")
+        sub.add_argument("--nproc", type=_count, help="number of processes on this machine")
 
     verb("doctor", _doctor, "Prints versions and says whether they fit together.")
 
@@ -257,7 +265,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verb("evaluate", _evaluate, "Computes the metrics of a run's checkpoint.")
     evaluate.add_argument("--run-dir", type=Path, required=True, help="the run folder")
     evaluate.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    evaluate.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    evaluate.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        help="as at the end of training if not given: the best one where there is one",
+    )
     overrides(evaluate)
     processes(evaluate)
 
