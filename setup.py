@@ -35,6 +35,7 @@ def extension() -> dict:
             "kernels/csrc/arguments.h",
             "kernels/csrc/group.h",
             "kernels/csrc/kernels.inl",
+            "kernels/csrc/share.h",
             "kernels/csrc/vectors.inl",
         ],
         # No -march=native: a wheel must run elsewhere. No contraction: equal codes everywhere.
@@ -81,10 +82,10 @@ setup(
     extras_require={
         "dev": [
             "hypothesis",
-            "pyright",
+            "pyright==1.1.414",
             "pytest",
             "pytest-timeout",
-            "ruff",
+            "ruff==0.17.5",
             "scikit-learn",
             "triton",
         ],

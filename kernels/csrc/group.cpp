@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Groups the ids of all tables by row: a stable radix sort of (row, position), then the runs.
+// Groups the ids of all tables by row: a stable radix sort of (row, position), then the runs. The
+// highest digit cuts the items into buckets, which are then sorted apart, each in a core's cache.
 #include "group.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
+#include <numeric>
+#include <utility>
 #include <vector>
+
+#include "share.h"
 
 namespace deltarec {
 namespace {
 
-constexpr int kDigit = 8;  // 256 streams fit the caches' ways; 11 bits took 1.3 times as long
+constexpr int kDigit = 8;
 constexpr int kBuckets = 1 << kDigit;
 
 template <typename Key>
@@ -39,14 +45,19 @@ int64_t number_rows(const GroupArguments& a, Item<Key>* items) {
   return invalid;
 }
 
-// One pass by one digit: every thread counts and then moves a stretch of its own, in order.
 template <typename Key>
-void sort_pass(const Item<Key>* from, Item<Key>* to, int64_t count, int shift) {
-  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), count / 8192));
+int digit(const Item<Key>& item, int shift) {
+  return static_cast<int>(item.row >> shift) & (kBuckets - 1);
+}
+
+// Cuts the items by their highest digit: every thread counts and then moves a stretch of its own, in
+// order. Returns where each bucket starts.
+template <typename Key>
+std::vector<int64_t> cut(const Item<Key>* from, Item<Key>* to, int64_t count, int shift) {
+  const int64_t threads = std::clamp<int64_t>(count / 8192, 1, at::get_num_threads());
   const int64_t stretch = (count + threads - 1) / threads;
-  std::vector<int64_t> places(threads * kBuckets, 0);
-  const auto digit = [shift](const Item<Key>& item) { return (item.row >> shift) & (kBuckets - 1); };
-  const auto each_stretch = [&](auto&& visit) {
+  std::vector<int64_t> places(threads * kBuckets, 0), starts(kBuckets + 1, 0);
+  const auto each = [&](auto&& visit) {
     at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) {
         int64_t* place = places.data() + t * kBuckets;
@@ -54,38 +65,70 @@ void sort_pass(const Item<Key>* from, Item<Key>* to, int64_t count, int shift) {
       }
     });
   };
-  each_stretch([&](int64_t i, int64_t* place) { ++place[digit(from[i])]; });
+  each([&](int64_t i, int64_t* place) { ++place[digit(from[i], shift)]; });
   int64_t total = 0;
   for (int bucket = 0; bucket < kBuckets; ++bucket) {
-    for (int64_t t = 0; t < threads; ++t) {
-      const int64_t here = places[t * kBuckets + bucket];
-      places[t * kBuckets + bucket] = total;
-      total += here;
-    }
+    starts[bucket] = total;
+    for (int64_t t = 0; t < threads; ++t)
+      total += std::exchange(places[t * kBuckets + bucket], total);
   }
-  each_stretch([&](int64_t i, int64_t* place) { to[place[digit(from[i])]++] = from[i]; });
+  starts[kBuckets] = total;
+  each([&](int64_t i, int64_t* place) { to[place[digit(from[i], shift)]++] = from[i]; });
+  return starts;
+}
+
+// Sorts one bucket, which mostly fits a core's cache, by the digits below `shift`; ends in `items`.
+template <typename Key>
+void sort_bucket(Item<Key>* items, Item<Key>* other, int64_t count, int shift) {
+  if (count < 64) {
+    std::stable_sort(items, items + count, [](const auto& a, const auto& b) { return a.row < b.row; });
+    return;
+  }
+  Item<Key>*from = items, *to = other;
+  for (int low = 0; low < shift; low += kDigit) {
+    int64_t places[kBuckets] = {0};
+    for (int64_t i = 0; i < count; ++i) ++places[digit(from[i], low)];
+    int64_t total = 0;
+    for (int64_t& place : places) total += std::exchange(place, total);
+    for (int64_t i = 0; i < count; ++i) to[places[digit(from[i], low)]++] = from[i];
+    std::swap(from, to);
+  }
+  if (from != items) std::copy(from, from + count, items);
 }
 
 template <typename Key>
 int64_t group_by(const GroupArguments& a) {
   // Not vectors: they would write zeros first.
-  std::unique_ptr<Item<Key>[]> items(new Item<Key>[a.num_ids]), other(new Item<Key>[a.num_ids]);
-  const int64_t invalid = number_rows(a, items.get());
+  std::unique_ptr<Item<Key>[]> other(new Item<Key>[a.num_ids]), items(new Item<Key>[a.num_ids]);
+  const int64_t invalid = number_rows(a, other.get());
   if (invalid >= 0) return -1 - invalid;
-  for (int shift = 0; shift < 64 && (a.num_rows - 1) >> shift > 0; shift += kDigit) {
-    sort_pass(items.get(), other.get(), a.num_ids, shift);
-    std::swap(items, other);
-  }
-  int64_t distinct = 0;
-  for (int64_t i = 0; i < a.num_ids; ++i) {
-    a.order[i] = items[i].position;
-    if (i == 0 || items[i].row != items[i - 1].row) {
-      a.rows[distinct] = static_cast<int64_t>(items[i].row);
-      a.runs[distinct++] = i;
+  int shift = 0;
+  while ((a.num_rows - 1) >> shift >= kBuckets) ++shift;
+  const std::vector<int64_t> starts = cut(other.get(), items.get(), a.num_ids, shift);
+  // A row's ids are all in one bucket: first count each bucket's rows, then write them in place.
+  std::vector<int64_t> distinct(kBuckets + 1, 0);
+  share(starts.data(), kBuckets, 1, [&](int64_t first, int64_t last) {
+    for (int64_t bucket = first; bucket < last; ++bucket) {
+      Item<Key>* item = items.get() + starts[bucket];
+      const int64_t count = starts[bucket + 1] - starts[bucket];
+      sort_bucket(item, other.get() + starts[bucket], count, shift);
+      for (int64_t i = 0; i < count; ++i)
+        distinct[bucket + 1] += i == 0 || item[i].row != item[i - 1].row;
     }
-  }
-  a.runs[distinct] = a.num_ids;
-  return distinct;
+  });
+  std::partial_sum(distinct.begin(), distinct.end(), distinct.begin());
+  share(starts.data(), kBuckets, 1, [&](int64_t first, int64_t last) {
+    int64_t run = distinct[first];
+    for (int64_t i = starts[first]; i < starts[last]; ++i) {
+      a.order[i] = items[i].position;
+      if (i == starts[first] || items[i].row != items[i - 1].row) {
+        a.rows[run] = static_cast<int64_t>(items[i].row);
+        a.runs[run++] = i;
+      }
+    }
+  });
+  a.runs[distinct[kBuckets]] = a.num_ids;
+  return distinct[kBuckets];
 }
 
 }  // namespace

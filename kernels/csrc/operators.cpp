@@ -14,6 +14,7 @@
 
 #include "arguments.h"
 #include "group.h"
+#include "share.h"
 
 namespace deltarec {
 namespace {
@@ -58,28 +59,6 @@ Tensor feature_ends(const Tensor& features, const Tensor& offsets) {
   for (int64_t f = 0; f < count; ++f)
     ends.data_ptr<int64_t>()[f] = offsets.data_ptr<int64_t>()[(f + 1) * batch];
   return ends;
-}
-
-// Runs `work(first, last)` over [0, count) by shares of equal cost, where `starts` [count + 1] says
-// how many ids come before each item: neither a long bag nor a hot row then leaves threads idle.
-template <typename Work>
-void share(const int64_t* starts, int64_t count, int64_t cost_of_item, const Work& work) {
-  const int64_t total = starts[count] - starts[0] + count * cost_of_item;
-  const auto item_at = [&](int64_t cost) {
-    int64_t low = 0, high = count;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (starts[middle] - starts[0] + middle * cost_of_item < cost)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    return low;
-  };
-  at::parallel_for(0, total, 2048, [&](int64_t first, int64_t last) {
-    const int64_t begin = item_at(first), end = last == total ? count : item_at(last);
-    if (begin < end) work(begin, end);
-  });
 }
 
 void check_ids(const LookupArguments& a) {
@@ -245,23 +224,29 @@ struct Update {
   void place_bags(const Tensor& features, const Tensor& order, const Tensor& offsets, bool mean) {
     const Feature* feature = features_of(features);
     const int64_t num_features = features.size(0), count = offsets.numel() - 1;
-    const int64_t batch = count / num_features, columns = gradient.size(1);
+    const int64_t batch = count / num_features;
+    // Feature by feature, so that the gradients of one table's bags lie in few pages.
+    const Tensor lengths = (offsets.slice(0, 1) - offsets.slice(0, 0, -1)).clamp_min(1);
+    const Tensor scale = lengths.to(at::kFloat).reciprocal().view({num_features, batch, 1});
+    Tensor by_feature = at::empty({gradient.numel()}, gradient.options());
+    std::vector<int64_t> width(num_features), begin(num_features);
+    for (int64_t f = 0; f < num_features; ++f) {
+      width[f] = arguments.tables[feature[f].table].dim;
+      begin[f] = batch * feature[f].column;
+      Tensor part = by_feature.narrow(0, begin[f], batch * width[f]).view({batch, width[f]});
+      part.copy_(gradient.narrow(1, feature[f].column, width[f]));
+      if (mean) part.mul_(scale[f]);  // every bag is divided once, not once for each id
+    }
+    gradient = by_feature;
     Tensor place_of = at::empty({order.numel()}, at::kLong);
     int64_t* place = place_of.data_ptr<int64_t>();
     const int64_t* starts = offsets.data_ptr<int64_t>();
     share(starts, count, 1, [&](int64_t first, int64_t last) {
       for (int64_t bag = first; bag < last; ++bag)
         std::fill(place + starts[bag], place + starts[bag + 1],
-                  bag % batch * columns + feature[bag / batch].column);
+                  begin[bag / batch] + bag % batch * width[bag / batch]);
     });
     places = by_row<int64_t>(order, place_of);
-    if (!mean) return;
-    // Every bag's gradient is divided once, not once per id.
-    const Tensor lengths = (offsets.slice(0, 1) - offsets.slice(0, 0, -1)).clamp_min(1);
-    const Tensor scale = lengths.to(at::kFloat).reciprocal().view({num_features, batch, 1});
-    gradient = gradient.clone();
-    for (int64_t f = 0; f < num_features; ++f)
-      gradient.narrow(1, feature[f].column, arguments.tables[feature[f].table].dim).mul_(scale[f]);
   }
 
   void learn_step(const OptionalTensor& moment1, const OptionalTensor& moment2,

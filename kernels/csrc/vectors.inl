@@ -17,7 +17,7 @@ inline f32x8 load(const float* from, int64_t count = 8) {
   if (count >= 8) {
     __builtin_memcpy(&lanes, from, 32);
   } else {
-    for (int64_t i = 0; i < 8 && i < count; ++i) lanes[i] = from[i];
+    __builtin_memcpy(&lanes, from, 4 * count);
   }
   return lanes;
 }
@@ -26,7 +26,7 @@ inline void store(float* to, f32x8 lanes, int64_t count = 8) {
   if (count >= 8) {
     __builtin_memcpy(to, &lanes, 32);
   } else {
-    for (int64_t i = 0; i < 8 && i < count; ++i) to[i] = lanes[i];
+    __builtin_memcpy(to, &lanes, 4 * count);
   }
 }
 
@@ -152,54 +152,57 @@ inline void store_codes(uint8_t* to, i32x8 codes, int64_t count) {
   for (int64_t i = 0; i < (count * Bits + 7) / 8; ++i) to[i] = bytes[i];
 }
 
-inline void multiply(u32x8 a, uint32_t b, u32x8& high, u32x8& low) {
 #if defined(DELTAREC_AVX2)
-  const __m256i factor = _mm256_set1_epi32((int)b);
-  const __m256i even = _mm256_mul_epu32((__m256i)a, factor);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)a, 32), factor);
-  low = (u32x8)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
-  high = (u32x8)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-#else
-  for (int i = 0; i < 8; ++i) {
-    const uint64_t product = (uint64_t)a[i] * b;
-    high[i] = (uint32_t)(product >> 32);
-    low[i] = (uint32_t)product;
-  }
-#endif
-}
-
-// Philox4x32-10, eight calls at once. The four words of call i go to `words + 4 * i`.
-inline void philox(u32x8 c0, u32x8 c1, u32x8 c2, u32x8 c3, uint64_t seed, uint32_t* words) {
+// Four calls, one in each 64-bit lane: a product's two halves are then the words of the next round
+// where they stand, since the multiplication reads only the low half of a lane.
+inline void philox4(__m256i c0, __m256i c1, __m256i c2, __m256i c3, uint64_t seed, __m256i* words) {
+  const __m256i first = _mm256_set1_epi64x(0xD2511F53), second = _mm256_set1_epi64x(0xCD9E8D57);
   uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    u32x8 high0, low0, high1, low1;
-    multiply(c0, 0xD2511F53u, high0, low0);
-    multiply(c2, 0xCD9E8D57u, high1, low1);
-    c0 = high1 ^ c1 ^ key0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ key1;
-    c3 = low0;
+    const __m256i left = _mm256_mul_epu32(c0, first), right = _mm256_mul_epu32(c2, second);
+    c0 = _mm256_srli_epi64(right, 32) ^ c1 ^ _mm256_set1_epi64x(key0);
+    c1 = right;
+    c2 = _mm256_srli_epi64(left, 32) ^ c3 ^ _mm256_set1_epi64x(key1);
+    c3 = left;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
+  const __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
+  const __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
+  words[0] = _mm256_unpacklo_epi64(low, high);  // calls 0 and 2
+  words[1] = _mm256_unpackhi_epi64(low, high);  // calls 1 and 3
+}
+#endif
+
+// Philox4x32-10, eight calls at once. The four words of call i go to `words + 4 * i`.
+inline void philox(u32x8 c0, u32x8 c1, uint32_t c2, uint32_t c3, uint64_t seed, uint32_t* words) {
 #if defined(DELTAREC_AVX2)
-  const __m256i a = _mm256_unpacklo_epi32((__m256i)c0, (__m256i)c1);
-  const __m256i b = _mm256_unpackhi_epi32((__m256i)c0, (__m256i)c1);
-  const __m256i c = _mm256_unpacklo_epi32((__m256i)c2, (__m256i)c3);
-  const __m256i d = _mm256_unpackhi_epi32((__m256i)c2, (__m256i)c3);
-  const __m256i calls04 = _mm256_unpacklo_epi64(a, c), calls15 = _mm256_unpackhi_epi64(a, c);
-  const __m256i calls26 = _mm256_unpacklo_epi64(b, d), calls37 = _mm256_unpackhi_epi64(b, d);
-  __m256i* to = (__m256i*)words;
-  _mm256_storeu_si256(to + 0, _mm256_permute2x128_si256(calls04, calls15, 0x20));
-  _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(calls26, calls37, 0x20));
-  _mm256_storeu_si256(to + 2, _mm256_permute2x128_si256(calls04, calls15, 0x31));
-  _mm256_storeu_si256(to + 3, _mm256_permute2x128_si256(calls26, calls37, 0x31));
+  for (int half = 0; half < 2; ++half) {
+    const auto widen = [half](u32x8 x) {
+      return _mm256_cvtepu32_epi64(half ? _mm256_extracti128_si256((__m256i)x, 1)
+                                        : _mm256_castsi256_si128((__m256i)x));
+    };
+    __m256i pairs[2];
+    philox4(widen(c0), widen(c1), _mm256_set1_epi64x(c2), _mm256_set1_epi64x(c3), seed, pairs);
+    __m256i* to = (__m256i*)(words + 16 * half);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(pairs[0], pairs[1], 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(pairs[0], pairs[1], 0x31));
+  }
 #else
   for (int i = 0; i < 8; ++i) {
-    words[4 * i + 0] = c0[i];
-    words[4 * i + 1] = c1[i];
-    words[4 * i + 2] = c2[i];
-    words[4 * i + 3] = c3[i];
+    uint32_t w0 = c0[i], w1 = c1[i], w2 = c2, w3 = c3;
+    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const uint64_t left = (uint64_t)w0 * 0xD2511F53u, right = (uint64_t)w2 * 0xCD9E8D57u;
+      w0 = (uint32_t)(right >> 32) ^ w1 ^ key0;
+      w1 = (uint32_t)right;
+      w2 = (uint32_t)(left >> 32) ^ w3 ^ key1;
+      w3 = (uint32_t)left;
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
+    }
+    const uint32_t call[4] = {w0, w1, w2, w3};
+    __builtin_memcpy(words + 4 * i, call, 16);
   }
 #endif
 }
@@ -224,6 +227,6 @@ inline void store_output(Output type, void* output, int64_t at, f32x8 lanes, int
   if (count >= 8) {
     __builtin_memcpy(to, &narrow, 16);
   } else {
-    for (int64_t i = 0; i < 8 && i < count; ++i) to[i] = narrow[i];
+    __builtin_memcpy(to, &narrow, 2 * count);
   }
 }
