@@ -44,12 +44,14 @@ def test_this_python_and_these_sources_unless_an_image_has_them(monkeypatch):
     assert "PATH" not in there.env
 
 
-@pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
-def test_the_dry_run_of_a_scheduler(scheduler: str):
+@pytest.mark.parametrize("scheduler,nodes", [("local_cwd", "1"), ("slurm", "2")])
+def test_the_dry_run_of_a_scheduler(scheduler: str, nodes: str):
     torchx = Path(sys.executable).with_name("torchx")
     done = subprocess.run(
-        [torchx, "run", "--dryrun", "-s", scheduler, "launch/components.py:train"]
-        + ["--config", "job.yaml", "--nodes", "2" if scheduler == "slurm" else "1", "--nproc", "2"],
+        [
+            *(torchx, "run", "--dryrun", "-s", scheduler, "launch/components.py:train"),
+            *("--config", "job.yaml", "--nodes", nodes, "--nproc", "2"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
