@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch-rechub's MMoE on prepared MovieLens-1M, in its own way: dense Adam, its data generator.
 
-    PYTHON_WITH_TORCH_RECHUB benchmarks/peers/torch_rechub.py --data data/prepared/movielens-1m-…
+    PYTHON_WITH_TORCH_RECHUB benchmarks/peers/rechub_mmoe.py --data data/prepared/movielens-1m-…
 
 Needs nothing of deltarec. The list of genres is left out (the library pads lists); its first genre
 stands for it. Prints one JSON line: samples per second, peak memory.
