@@ -140,11 +140,13 @@ class Checkpoints:
         return self.folder / file.read_text().strip() if file.is_file() else None
 
     def _tensors(self) -> dict[str, Any]:
-        return {
+        tensors = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.combined.state_dict()["state"],
-            "gradients": self.optimizer.pending_gradients(),
         }
+        gradients = self.optimizer.pending_gradients()
+        # An empty section would be stored as an object, which loading has no business to unpickle.
+        return {**tensors, "gradients": gradients} if gradients else tensors
 
     def _write(self, tensors: dict[str, Any], state: TrainState, best: bool) -> None:
         target = self.folder / f"step_{state.step:09d}"
@@ -236,7 +238,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, Any]) -> None:
     stored = metadata.state_dict_metadata
-    sections = [("model", tensors["model"]), ("gradients", tensors["gradients"])]
+    sections = [("model", tensors["model"]), ("gradients", tensors.get("gradients", {}))]
     sections += [(f"optimizer.{name}", state) for name, state in tensors["optimizer"].items()]
     for section, values in sections:
         for name, value in values.items():

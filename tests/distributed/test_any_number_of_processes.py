@@ -91,6 +91,6 @@ def test_a_hundred_steps_of_movielens(ml1m: Path, tmp_path: Path):
     overrides += ["train.early_stopping=null", f"data.source={ml1m}"]
     job = load(Job, ROOT / "configs/ml1m_mmoe.yaml", overrides)
     job.data.root()  # prepared once, before the ranks
-    runs = [run_ranks(ranks, train, tmp_path, job)[0] for ranks in (1, 2, 4)]
+    runs = [run_ranks(ranks, train, tmp_path, job, timeout=900)[0] for ranks in (1, 2, 4)]
     assert len(runs[0]["losses"]) == 100
     assert_equal_losses(runs, tolerance=1e-4)

@@ -1,8 +1,1 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-
-import torch
-
-# Triton reads it when a kernel is declared; on a machine with a GPU the kernels run there instead.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
