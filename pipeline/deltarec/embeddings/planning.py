@@ -38,6 +38,8 @@ AUTO = ["table_wise", "row_wise"]
 """What `sharding: auto` lets the planner choose from, and `table_row_wise` on several GPU nodes.
 Column-wise is left out because it changes row-wise optimiser state, data-parallel because it
 changes the optimiser."""
+MIN_ROWS = 64
+"""Rows a rank from which on `auto` divides by rows; a rank without any crashes on CPU."""
 RESERVED = 0.2
 """Share of a device's memory that a plan leaves to dense parameters and activations."""
 GIB = 2**30
@@ -273,7 +275,9 @@ def _shards(parameter: Any, table: TableSpec, world_size: int) -> Sequence[tuple
 def _constraint(table: TableSpec, hardware: Hardware) -> ParameterConstraints:
     on_gpu = hardware.device == "cuda"
     types: list[str] = [table.sharding]
-    if table.sharding == "auto":
+    if table.sharding == "auto" and table.rows < MIN_ROWS * hardware.world_size:
+        types = ["table_wise"]
+    elif table.sharding == "auto":
         types = AUTO + (["table_row_wise"] if hardware.nodes > 1 and on_gpu else [])
     return ParameterConstraints(
         sharding_types=types,
