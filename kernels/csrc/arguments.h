@@ -45,6 +45,7 @@ struct LookupArguments {
   int64_t columns;  // of the output
   bool mean;
   Output output_type;
+  mutable int64_t invalid;  // the position of an id outside its table, or -1
 };
 
 enum class Optimizer { kNone, kSgd, kAdagrad, kRowwiseAdagrad, kAdam, kRowwiseAdam };

@@ -26,46 +26,39 @@ struct Item {
   int32_t position;
 };
 
-// Rows of all tables are numbered through, so one sort serves every table.
-template <typename Key>
-int64_t number_rows(const GroupArguments& a, Item<Key>* items) {
-  std::atomic<int64_t> invalid{-1};
-  for (int64_t f = 0; f < a.num_features; ++f) {
-    const Table& table = a.tables[a.features[f].table];
-    at::parallel_for(f == 0 ? 0 : a.feature_ends[f - 1], a.feature_ends[f], 8192,
-                     [&](int64_t first, int64_t last) {
-                       for (int64_t i = first; i < last; ++i) {
-                         const int64_t id = a.ids[i];
-                         if (id < 0 || id >= table.rows) invalid = i;
-                         items[i] = {static_cast<Key>(table.first_row + id),
-                                     static_cast<int32_t>(i)};
-                       }
-                     });
-  }
-  return invalid;
-}
-
 template <typename Key>
 int digit(const Item<Key>& item, int shift) {
   return static_cast<int>(item.row >> shift) & (kBuckets - 1);
 }
 
-// Cuts the items by their highest digit: every thread counts and then moves a stretch of its own, in
-// order. Returns where each bucket starts.
+// Numbers the rows of all tables through, so that one sort serves every table, and cuts the items by
+// their highest digit: every thread numbers, counts and then moves a stretch of its own, in order.
+// Returns where each bucket starts; `invalid` is an id outside its table, or -1.
 template <typename Key>
-std::vector<int64_t> cut(const Item<Key>* from, Item<Key>* to, int64_t count, int shift) {
+std::vector<int64_t> cut(const GroupArguments& a, Item<Key>* from, Item<Key>* to, int shift,
+                         int64_t& invalid) {
+  const int64_t count = a.num_ids;
   const int64_t threads = std::clamp<int64_t>(count / 8192, 1, at::get_num_threads());
   const int64_t stretch = (count + threads - 1) / threads;
   std::vector<int64_t> places(threads * kBuckets, 0), starts(kBuckets + 1, 0);
-  const auto each = [&](auto&& visit) {
+  const auto each_stretch = [&](auto&& visit) {
     at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t t = first; t < last; ++t) {
-        int64_t* place = places.data() + t * kBuckets;
-        for (int64_t i = t * stretch; i < std::min(count, (t + 1) * stretch); ++i) visit(i, place);
-      }
+      for (int64_t t = first; t < last; ++t)
+        visit(t * stretch, std::min(count, (t + 1) * stretch), places.data() + t * kBuckets);
     });
   };
-  each([&](int64_t i, int64_t* place) { ++place[digit(from[i], shift)]; });
+  std::atomic<int64_t> wrong{-1};
+  each_stretch([&](int64_t first, int64_t last, int64_t* place) {
+    for (int64_t f = 0, i = first; i < last; ++f) {
+      const Table& table = a.tables[a.features[f].table];
+      for (; i < std::min(last, a.feature_ends[f]); ++i) {
+        if (static_cast<uint64_t>(a.ids[i]) >= static_cast<uint64_t>(table.rows)) wrong = i;
+        from[i] = {static_cast<Key>(table.first_row + a.ids[i]), static_cast<int32_t>(i)};
+        ++place[digit(from[i], shift)];
+      }
+    }
+  });
+  invalid = wrong;
   int64_t total = 0;
   for (int bucket = 0; bucket < kBuckets; ++bucket) {
     starts[bucket] = total;
@@ -73,7 +66,9 @@ std::vector<int64_t> cut(const Item<Key>* from, Item<Key>* to, int64_t count, in
       total += std::exchange(places[t * kBuckets + bucket], total);
   }
   starts[kBuckets] = total;
-  each([&](int64_t i, int64_t* place) { to[place[digit(from[i], shift)]++] = from[i]; });
+  each_stretch([&](int64_t first, int64_t last, int64_t* place) {
+    for (int64_t i = first; i < last; ++i) to[place[digit(from[i], shift)]++] = from[i];
+  });
   return starts;
 }
 
@@ -100,11 +95,11 @@ template <typename Key>
 int64_t group_by(const GroupArguments& a) {
   // Not vectors: they would write zeros first.
   std::unique_ptr<Item<Key>[]> other(new Item<Key>[a.num_ids]), items(new Item<Key>[a.num_ids]);
-  const int64_t invalid = number_rows(a, other.get());
-  if (invalid >= 0) return -1 - invalid;
   int shift = 0;
   while ((a.num_rows - 1) >> shift >= kBuckets) ++shift;
-  const std::vector<int64_t> starts = cut(other.get(), items.get(), a.num_ids, shift);
+  int64_t invalid;
+  const std::vector<int64_t> starts = cut(a, other.get(), items.get(), shift, invalid);
+  if (invalid >= 0) return -1 - invalid;
   // A row's ids are all in one bucket: first count each bucket's rows, then write them in place.
   std::vector<int64_t> distinct(kBuckets + 1, 0);
   share(starts.data(), kBuckets, 1, [&](int64_t first, int64_t last) {

@@ -57,9 +57,21 @@ void pool_columns(const LookupArguments& a, const Table& table, int64_t first, i
     store_output(a.output_type, a.output, out + 8 * v, total[v] * scale, width - 8 * v);
 }
 
+// Whether all ids [first, last) are inside the table.
+inline bool check(const LookupArguments& a, const Table& table, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    if ((uint64_t)a.ids[i] >= (uint64_t)table.rows) {
+      __atomic_store_n(&a.invalid, i, __ATOMIC_RELAXED);
+      return false;
+    }
+  }
+  return true;
+}
+
 template <int Bits>
 void pool(const LookupArguments& a, const Table& table, int64_t first, int64_t last, int64_t end,
           int64_t out) {
+  if (!check(a, table, first, last)) return;
   const float scale = a.mean && last > first ? 1.0f / (float)(last - first) : 1.0f;
   for (int64_t block = 0; block < table.dim; block += table.block) {
     for (int64_t column = block; column < block + table.block; column += 64) {
@@ -118,6 +130,7 @@ void lookup_weights_range(const LookupArguments& a, const float* gradient, int64
     const Table& table = a.tables[feature.table];
     const float* from = gradient + (bag % a.batch) * a.columns + feature.column;
     const int64_t blocks = table.dim / table.block;
+    if (!check(a, table, a.offsets[bag], a.offsets[bag + 1])) continue;
     for (int64_t i = a.offsets[bag]; i < a.offsets[bag + 1]; ++i) {
       const uint8_t* codes = a.codes + table.code_offset + a.ids[i] * row_bytes(table.dim, Bits);
       const float* step = a.step + table.step_offset + a.ids[i] * blocks;

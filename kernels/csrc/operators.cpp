@@ -61,17 +61,13 @@ Tensor feature_ends(const Tensor& features, const Tensor& offsets) {
   return ends;
 }
 
+// The row kernels skip a bag with an id outside its table, and say where that id stands.
 void check_ids(const LookupArguments& a) {
-  for (int64_t f = 0, first = 0; f < a.num_features; first = a.feature_ends[f++]) {
-    const int64_t rows = a.tables[a.features[f].table].rows;
-    at::parallel_for(first, a.feature_ends[f], 65536, [&](int64_t begin, int64_t end) {
-      uint64_t largest = 0;
-      for (int64_t i = begin; i < end; ++i)
-        largest = std::max(largest, static_cast<uint64_t>(a.ids[i]));
-      TORCH_CHECK_INDEX(largest < static_cast<uint64_t>(rows), "id ",
-                        static_cast<int64_t>(largest), " is outside its table of ", rows, " rows");
-    });
-  }
+  if (a.invalid < 0) return;
+  int64_t feature = 0;
+  while (a.invalid >= a.feature_ends[feature]) ++feature;
+  TORCH_CHECK_INDEX(false, "id ", a.ids[a.invalid], " is outside its table of ",
+                    a.tables[a.features[feature].table].rows, " rows");
 }
 
 LookupArguments lookup_arguments(const Tensor& codes, const Tensor& step, const Tensor& tables,
@@ -89,7 +85,7 @@ LookupArguments lookup_arguments(const Tensor& codes, const Tensor& step, const 
   a.num_features = features.size(0);
   a.num_ids = ids.numel();
   a.batch = (offsets.numel() - 1) / a.num_features;
-  check_ids(a);
+  a.invalid = -1;
   return a;
 }
 
@@ -118,6 +114,7 @@ Tensor lookup(const Tensor& codes, const Tensor& step, const Tensor& tables, con
       row_kernels().lookup(a, static_cast<int>(bits), first, last);
     });
   }
+  check_ids(a);
   return output;
 }
 
@@ -136,6 +133,7 @@ Tensor lookup_weights_gradient(const Tensor& codes, const Tensor& step, const Te
     row_kernels().lookup_weights(a, static_cast<int>(bits), gradient.data_ptr<float>(), first,
                                  last);
   });
+  check_ids(a);
   return output;
 }
 
@@ -221,31 +219,29 @@ struct Update {
     return sorted;
   }
 
+  // Feature by feature, so that the gradients of one table's bags lie in few pages; and for the mean
+  // every bag is divided here, once, not once for each id.
   void place_bags(const Tensor& features, const Tensor& order, const Tensor& offsets, bool mean) {
     const Feature* feature = features_of(features);
-    const int64_t num_features = features.size(0), count = offsets.numel() - 1;
-    const int64_t batch = count / num_features;
-    // Feature by feature, so that the gradients of one table's bags lie in few pages.
-    const Tensor lengths = (offsets.slice(0, 1) - offsets.slice(0, 0, -1)).clamp_min(1);
-    const Tensor scale = lengths.to(at::kFloat).reciprocal().view({num_features, batch, 1});
-    Tensor by_feature = at::empty({gradient.numel()}, gradient.options());
-    std::vector<int64_t> width(num_features), begin(num_features);
-    for (int64_t f = 0; f < num_features; ++f) {
-      width[f] = arguments.tables[feature[f].table].dim;
-      begin[f] = batch * feature[f].column;
-      Tensor part = by_feature.narrow(0, begin[f], batch * width[f]).view({batch, width[f]});
-      part.copy_(gradient.narrow(1, feature[f].column, width[f]));
-      if (mean) part.mul_(scale[f]);  // every bag is divided once, not once for each id
-    }
-    gradient = by_feature;
+    const int64_t count = offsets.numel() - 1, batch = count / features.size(0);
+    const int64_t columns = gradient.size(1);
+    const int64_t* starts = offsets.data_ptr<int64_t>();
+    Tensor by_feature = at::empty({batch * columns}, gradient.options());
     Tensor place_of = at::empty({order.numel()}, at::kLong);
     int64_t* place = place_of.data_ptr<int64_t>();
-    const int64_t* starts = offsets.data_ptr<int64_t>();
-    share(starts, count, 1, [&](int64_t first, int64_t last) {
-      for (int64_t bag = first; bag < last; ++bag)
-        std::fill(place + starts[bag], place + starts[bag + 1],
-                  begin[bag / batch] + bag % batch * width[bag / batch]);
+    share(starts, count, 4, [&](int64_t first, int64_t last) {
+      for (int64_t bag = first; bag < last; ++bag) {
+        const Feature& own = feature[bag / batch];
+        const int64_t dim = arguments.tables[own.table].dim, length = starts[bag + 1] - starts[bag];
+        const int64_t at = batch * own.column + bag % batch * dim;
+        const float* from = gradient.data_ptr<float>() + bag % batch * columns + own.column;
+        const float scale = mean && length > 0 ? 1.0f / static_cast<float>(length) : 1.0f;
+        std::transform(from, from + dim, by_feature.data_ptr<float>() + at,
+                       [scale](float value) { return value * scale; });
+        std::fill_n(place + starts[bag], length, at);
+      }
     });
+    gradient = by_feature;
     places = by_row<int64_t>(order, place_of);
   }
 
