@@ -119,25 +119,14 @@ class Checkpoints:
             raise ValueError(f"{self.folder}: there is no {pointer} checkpoint")
         self.optimizer.init_state()
         tensors = self._tensors()
-        reader = _SafeReader(source)
-        try:
-            stored = json.loads((source / "state.json").read_text())
-            _check_names_and_sizes(source, reader.read_metadata(), tensors)
-            dcp.load(tensors, storage_reader=reader)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, json.JSONDecodeError) as e:
-            raise ValueError(f"{source}: this checkpoint cannot be read: {e}") from e
-        except dcp.api.CheckpointException as error:
-            _, failure = next(iter(error.failures.items()))
-            raise ValueError(f"{source}: this checkpoint cannot be read: {failure[0]}") from error
+        state = _read(source, tensors)
         self.model.load_state_dict(tensors["model"])
-        state = replace(TrainState(**stored), position=Position(**stored["position"]))
         self.optimizer.set_batches(state.step)
         return state
 
     def find(self, pointer: str) -> Path | None:
         """The folder that a pointer names, if there is one."""
-        file = self.folder / pointer
-        return self.folder / file.read_text().strip() if file.is_file() else None
+        return find(self.folder, pointer)
 
     def _tensors(self) -> dict[str, Any]:
         tensors = {
@@ -175,6 +164,43 @@ class Checkpoints:
         for folder in whole:
             if folder not in kept:
                 shutil.rmtree(folder)
+
+
+def find(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint in `RUN/checkpoints` that `latest` or `best` names, if there is one."""
+    file = folder / pointer
+    return folder / file.read_text().strip() if file.is_file() else None
+
+
+def load_model(source: Path, model: nn.Module) -> TrainState:
+    """Load the model alone, in place, without its optimisers.
+
+    Args:
+        source: what `find` gave.
+        model: with TorchRec's state dict.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or it is of another model.
+    """
+    tensors = {"model": model.state_dict()}
+    state = _read(source, tensors)
+    model.load_state_dict(tensors["model"])
+    return state
+
+
+def _read(source: Path, tensors: dict[str, Any]) -> TrainState:
+    """Fill the tensors in place; returns what stands beside them."""
+    reader = _SafeReader(source)
+    try:
+        stored = json.loads((source / "state.json").read_text())
+        _check_names_and_sizes(source, reader.read_metadata(), tensors)
+        dcp.load(tensors, storage_reader=reader)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, json.JSONDecodeError) as e:
+        raise ValueError(f"{source}: this checkpoint cannot be read: {e}") from e
+    except dcp.api.CheckpointException as error:
+        _, failure = next(iter(error.failures.items()))
+        raise ValueError(f"{source}: this checkpoint cannot be read: {failure[0]}") from error
+    return replace(TrainState(**stored), position=Position(**stored["position"]))
 
 
 class _Thread:
@@ -239,7 +265,9 @@ class _IndexUnpickler(pickle.Unpickler):
 def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, Any]) -> None:
     stored = metadata.state_dict_metadata
     sections = [("model", tensors["model"]), ("gradients", tensors.get("gradients", {}))]
-    sections += [(f"optimizer.{name}", state) for name, state in tensors["optimizer"].items()]
+    sections += [
+        (f"optimizer.{name}", state) for name, state in tensors.get("optimizer", {}).items()
+    ]
     for section, values in sections:
         for name, value in values.items():
             key = f"{section}.{name}"

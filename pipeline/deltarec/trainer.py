@@ -61,7 +61,7 @@ class Trainer:
         self.reader = self._reader("train")
         epochs_steps = self.reader.num_steps * job.train.epochs
         self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
-        self.model, self.plan = self._build_model()
+        self.model, self.plan = build_model(job, device)
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
         self.checkpoints = Checkpoints(
             run.checkpoints, self.model, self.optimizer, job.train.checkpoint
@@ -131,24 +131,6 @@ class Trainer:
                 progress.update(batch.num_samples)
         progress.close()
         return evaluation.compute()
-
-    def _build_model(self) -> tuple[DistributedModelParallel, str]:
-        job, schema = self.job, self.schema
-        specs = job.embedding.resolved()
-        torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
-        tables = EmbeddingTables(schema, specs)
-        network = Network(
-            job.model, schema, specs, job.train.seed, bf16=job.train.precision == "bf16"
-        )
-        balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
-        model = RankingModel(tables, network, balancer)
-        share = -(-job.train.batch_size // world_size())
-        hardware = Hardware.here(self.device)
-        plan = make_plan(tables, specs, job.embedding, hardware, share).plan
-        assert plan is not None
-        description = describe(plan, specs, job.embedding.optimizer, world_size())
-        sharded = sharding.shard(model, plan, specs, job.embedding, self.device, job.train.seed)
-        return sharded, description
 
     def _reader(self, split: Split) -> Reader:
         train, data = self.job.train, self.job.data
@@ -333,6 +315,22 @@ class Trainer:
             ),
             on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
         )
+
+
+def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParallel, str]:
+    """The job's sharded model with its initial weights, and its sharding plan as text."""
+    schema, specs = job.data_schema, job.embedding.resolved()
+    torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
+    tables = EmbeddingTables(schema, specs)
+    network = Network(job.model, schema, specs, job.train.seed, bf16=job.train.precision == "bf16")
+    balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
+    model = RankingModel(tables, network, balancer)
+    share = -(-job.train.batch_size // world_size())
+    plan = make_plan(tables, specs, job.embedding, Hardware.here(device), share).plan
+    assert plan is not None
+    description = describe(plan, specs, job.embedding.optimizer, world_size())
+    sharded = sharding.shard(model, plan, specs, job.embedding, device, job.train.seed)
+    return sharded, description
 
 
 @dataclass(frozen=True)
