@@ -146,6 +146,43 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _predict(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.checkpoint import find as find_checkpoint
+    from deltarec.config import load
+    from deltarec.data.files import find
+    from deltarec.data.scoring import Input
+    from deltarec.job import Job
+
+    saved = options.run_dir / "config.yaml"
+    job = load(Job, saved, options.set)
+    patterns = options.files or (["."] if options.source else job.data.test)
+    if not patterns:
+        raise ValueError(f"{saved}: data.test names no files; name some by --source or --files")
+    folder = options.run_dir / "checkpoints"
+    pointers = [options.checkpoint] if options.checkpoint else ["best", "latest"]
+    checkpoints = [found for found in (find_checkpoint(folder, p) for p in pointers) if found]
+    if not checkpoints:
+        raise ValueError(f"{folder}: there is no {pointers[-1]} checkpoint")
+    files = find(options.source or job.data.root(), patterns)
+    source = Input(job.data_schema, files, options.keys, options.batch_size, options.rows_per_part)
+    if options.nproc is not None:
+        return _launch(options.nproc, arguments)
+    from deltarec.distributed import is_main, process_group
+    from deltarec.predict import predict
+
+    output = options.folder or options.run_dir / "predictions"
+    with process_group() as device:
+        answer = predict(job, source, checkpoints[0], output, device)
+        if is_main():
+            _answer(
+                options,
+                answer,
+                f"{answer['rows']:,} rows in {answer['parts']} files, step {answer['step']}\n"
+                f"predictions: {output}",
+            )
+    return 0
+
+
 def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     if options.name not in names:
@@ -272,6 +309,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     overrides(evaluate)
     processes(evaluate)
+
+    predict = verb("predict", _predict, "Scores rows by a run's checkpoint: Parquet in and out.")
+    predict.add_argument("--run-dir", type=Path, required=True, help="the run folder")
+    predict.add_argument(
+        "--keys",
+        nargs="+",
+        required=True,
+        metavar="COLUMN",
+        help="columns that are copied beside the scores; of any type",
+    )
+    predict.add_argument(
+        "--source", metavar="FOLDER", help="folder of the rows, or a URL; data.source if not given"
+    )
+    predict.add_argument(
+        "--files",
+        nargs="+",
+        metavar="PATTERN",
+        help="files, folders or globs there; all of --source, or else data.test, if not given",
+    )
+    predict.add_argument(
+        "--checkpoint",
+        choices=("latest", "best"),
+        help="the best one where there is one if not given",
+    )
+    predict.add_argument(
+        "--output",
+        dest="folder",
+        type=Path,
+        metavar="DIR",
+        help="folder to write, new or with a part of these predictions; RUN/predictions if not "
+        "given",
+    )
+    predict.add_argument(
+        "--batch-size", type=_count, default=4096, help="rows that a process scores at a time"
+    )
+    predict.add_argument(
+        "--rows-per-part", type=_count, help="rows of a file; follows from the input if not given"
+    )
+    overrides(predict)
+    processes(predict)
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
     bench.add_argument("name", metavar="NAME", help="reader or train")

@@ -95,5 +95,6 @@ def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
 def silence_libraries() -> None:
     """Keep TorchRec's advice to its own developers out of users' logs; errors stay."""
     warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)(\.|$)")
+    warnings.filterwarnings("ignore", "Please use DTensor")  # blamed on whoever asks for a size
     for name in ("torchrec", "torch.fx._symbolic_trace", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
