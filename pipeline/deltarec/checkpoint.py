@@ -9,12 +9,12 @@ So whatever they name is whole, whenever the job is killed.
 Writing happens in a thread: `save` copies the tensors of this rank and returns. TorchRec updates
 tables in place, on CPU too, so the copy is what makes the checkpoint one moment's.
 
-Loading executes no code from the files: tensors are read as plain tensors, and the index that
-`torch.distributed.checkpoint` pickles is read by an unpickler that knows its few types only.
+What draws random numbers in training is keyed by what it draws for (dropout by sample, shuffling by
+stream). The generators' states are saved nevertheless, for layers that draw from them.
 """
 
+import itertools
 import json
-import pickle
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,17 +24,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from pydantic import Field
-from torch import nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch import Tensor, nn
 from torchrec.distributed.types import Shard, ShardedTensor
 
+from deltarec import stored_tensors
 from deltarec.config import Config
 from deltarec.data.batch import Position
-from deltarec.distributed import is_main
+from deltarec.distributed import is_main, rank, world_size
 from deltarec.optimizers import StepOptimizer
+from deltarec.supervision import NotFinite, Watchdog
 
 
 class CheckpointConfig(Config):
@@ -59,6 +58,8 @@ class TrainState:
     seconds: float = 0.0
     """Time spent training, over all sessions."""
     position: Position = field(default_factory=Position)
+    evaluation_due: bool = False
+    """Whether the job was told to end before the evaluation that follows this step."""
     best_value: float | None = None
     """The best value so far of the metric that stops early."""
     evaluations_since_best: int = 0
@@ -72,6 +73,7 @@ class Checkpoints:
         model: with TorchRec's state dict.
         optimizer: dense and fused ones together.
         config: how many are kept, and whether training waits.
+        watchdog: is told of every piece that is written or read.
     """
 
     def __init__(
@@ -80,21 +82,31 @@ class Checkpoints:
         model: nn.Module,
         optimizer: StepOptimizer,
         config: CheckpointConfig,
+        watchdog: Watchdog,
     ) -> None:
         self.folder = folder
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.watchdog = watchdog
         group = dist.new_group(backend="gloo")  # the writing thread's own
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
         self._writing: _Thread | None = None
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        """Write a checkpoint; it becomes the latest, and the best if so told."""
+        """Write a checkpoint; it becomes the latest, and the best if so told.
+
+        Raises:
+            NotFinite: a dense tensor of the model is not, so this is no state to go on from.
+            ValueError: the checkpoint before this one could not be written.
+        """
         self.wait()
-        tensors = _copy(self._tensors()) if self.config.asynchronous else self._tensors()
-        self._writing = _Thread(lambda: self._write(tensors, state, best))
+        tensors = self._tensors()
+        _check_finite(tensors["model"], state.step)
+        if self.config.asynchronous:
+            tensors = _copy(tensors)
+        self._writing = _Thread(lambda: self._write(tensors, state, best), self.watchdog)
         if not self.config.asynchronous:
             self.wait()
 
@@ -119,8 +131,10 @@ class Checkpoints:
             raise ValueError(f"{self.folder}: there is no {pointer} checkpoint")
         self.optimizer.init_state()
         tensors = self._tensors()
-        state = _read(source, tensors)
+        state = _read(source, tensors, self.watchdog)
         self.model.load_state_dict(tensors["model"])
+        if "random" in tensors:
+            _set_random_states(tensors["random"])
         self.optimizer.set_batches(state.step)
         return state
 
@@ -132,31 +146,59 @@ class Checkpoints:
         tensors = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.combined.state_dict()["state"],
+            "random": _random_states(),
         }
         gradients = self.optimizer.pending_gradients()
         # An empty section would be stored as an object, which loading has no business to unpickle.
         return {**tensors, "gradients": gradients} if gradients else tensors
 
     def _write(self, tensors: dict[str, Any], state: TrainState, best: bool) -> None:
-        target = self.folder / f"step_{state.step:09d}"
-        partial = target.with_suffix(".partial")
-        if is_main():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier(group=self._group)
-        dcp.save(tensors, checkpoint_id=partial, process_group=self._group)
-        if is_main():
-            (partial / "state.json").write_text(json.dumps(asdict(state)))
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-            for pointer in ("latest", "best") if best else ("latest",):
-                self._point(pointer, target.name)
-            self._remove_old()
+        name = f"step_{state.step:09d}"
+        partial = self.folder / f"{name}.partial"
+        try:
+            self._on_main(lambda: self._make_room(partial))
+            stored_tensors.write(tensors, partial, self._group, self.watchdog)
+            self._on_main(lambda: self._publish(partial, name, state, best))
+        except ValueError as error:
+            if is_main():
+                shutil.rmtree(partial, ignore_errors=True)
+            latest = self.find("latest")
+            stands = f"{latest} is intact" if latest else "there is none before it"
+            raise ValueError(
+                f"{self.folder}: the checkpoint of step {state.step} cannot be written: {error}; "
+                f"{stands}"
+            ) from error
 
-    def _point(self, pointer: str, name: str) -> None:
-        partial = self.folder / f"{pointer}.partial"
-        partial.write_text(name + "\n")
-        partial.replace(self.folder / pointer)
+    def _on_main(self, function: Callable[[], None]) -> None:
+        """Run on the main rank while the others wait; its failure is a ValueError on all."""
+        failure: list[str | None] = [None]
+        if is_main():
+            try:
+                function()
+            except OSError as error:
+                failure = [str(error)]
+        dist.broadcast_object_list(failure, group=self._group)
+        if failure[0] is not None:
+            raise ValueError(failure[0])
+
+    def _make_room(self, partial: Path) -> None:
+        """An empty folder to write into; what a killed job left half written is removed."""
+        for left in self.folder.glob("step_*.partial"):
+            shutil.rmtree(left)
+        partial.mkdir(parents=True)
+
+    def _publish(self, partial: Path, name: str, state: TrainState, best: bool) -> None:
+        stored_tensors.write_text(partial / "state.json", json.dumps(asdict(state)))
+        stored_tensors.sync_folder(partial)
+        target = self.folder / name
+        if target.exists():  # `latest` may name it, so it cannot be replaced
+            others = (self.folder / f"{name}_{times:03d}" for times in itertools.count(2))
+            target = next(other for other in others if not other.exists())
+        partial.rename(target)
+        stored_tensors.sync_folder(self.folder)
+        for pointer in ("latest", "best") if best else ("latest",):
+            stored_tensors.write_text(self.folder / pointer, target.name + "\n")
+        self._remove_old()
 
     def _remove_old(self) -> None:
         whole = sorted(path for path in self.folder.glob("step_*") if not path.suffix)
@@ -188,82 +230,79 @@ def load_model(source: Path, model: nn.Module) -> TrainState:
     return state
 
 
-def _read(source: Path, tensors: dict[str, Any]) -> TrainState:
-    """Fill the tensors in place; returns what stands beside them."""
-    reader = _SafeReader(source)
-    try:
-        stored = json.loads((source / "state.json").read_text())
-        _check_names_and_sizes(source, reader.read_metadata(), tensors)
-        dcp.load(tensors, storage_reader=reader)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, json.JSONDecodeError) as e:
-        raise ValueError(f"{source}: this checkpoint cannot be read: {e}") from e
-    except dcp.api.CheckpointException as error:
-        _, failure = next(iter(error.failures.items()))
-        raise ValueError(f"{source}: this checkpoint cannot be read: {failure[0]}") from error
-    return replace(TrainState(**stored), position=Position(**stored["position"]))
+def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = None) -> TrainState:
+    """Fill the tensors in place; returns what stands beside them.
+
+    The random states are taken out if they are not those of this number of processes.
+    """
+    state = _read_state(source / "state.json")
+    stored = stored_tensors.sizes(source)
+    if not all(f"random.{name}" in stored for name in tensors.get("random", {})):
+        del tensors["random"]
+    _check_names_and_sizes(source, stored, tensors)
+    stored_tensors.read(tensors, source, watchdog)
+    return state
 
 
 class _Thread:
-    """Runs a function in a thread and hands its error to whoever waits."""
+    """Runs a function in a thread under watch, and hands its error to whoever waits."""
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint")
         self._thread.start()
 
     def _run(self, function: Callable[[], None]) -> None:
         try:
-            function()
+            with self._watchdog.watch("writing a checkpoint"):
+                function()
         except BaseException as error:
             self._error = error
 
     def wait(self) -> None:
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(timeout=0.1)
+            self._watchdog.beat()  # the thread is watched itself
         if self._error is not None:
             raise self._error
 
 
-class _SafeReader(FileSystemReader):
-    """Reads the index with an unpickler that admits no types but the index's own."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+def _read_state(file: Path) -> TrainState:
+    try:
+        stored = json.loads(file.read_text())
+        return replace(TrainState(**stored), position=Position(**stored["position"]))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file}: this checkpoint cannot be read: {error}") from error
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    MODULES = (
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.filesystem",
-        "torch.distributed._shard.metadata",
-        "torch.distributed._shard.sharded_tensor.metadata",
-        "torch.serialization",
-    )
-    NAMES = (
-        ("torch", "Size"),
-        ("torch._C", "device"),
-        ("torch", "device"),
-        ("collections", "OrderedDict"),
-        ("pathlib", "PosixPath"),
-        ("torch.distributed.remote_device", "_remote_device"),
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_type_of_tensor = module == "torch" and isinstance(
-            getattr(torch, name, None), torch.dtype
-        )
-        if is_type_of_tensor or (module, name) in self.NAMES:
-            return super().find_class(module, name)
-        if module in self.MODULES and "." not in name:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"its index asks for {module}.{name}, which no index needs")
+def _check_finite(model: dict[str, Any], step: int) -> None:
+    """The last update may have overflowed, though the loss before it was finite."""
+    for name, value in model.items():  # replicated tensors only: they are the same on all ranks
+        if not isinstance(value, ShardedTensor) and not value.isfinite().all():
+            raise NotFinite(f"'{name}' is not finite after step {step}")
 
 
-def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, Any]) -> None:
-    stored = metadata.state_dict_metadata
+def _random_states() -> dict[str, Tensor]:
+    """The states of this rank's generators, uint8."""
+    place = f"{rank()}_of_{world_size()}"
+    states = {f"cpu_{place}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"cuda_{place}"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    for name, state in states.items():
+        if name.startswith("cuda_"):
+            torch.cuda.set_rng_state(state)
+        else:
+            torch.set_rng_state(state)
+
+
+def _check_names_and_sizes(
+    source: Path, stored: dict[str, torch.Size], tensors: dict[str, Any]
+) -> None:
     sections = [("model", tensors["model"]), ("gradients", tensors.get("gradients", {}))]
     sections += [
         (f"optimizer.{name}", state) for name, state in tensors.get("optimizer", {}).items()
@@ -275,11 +314,11 @@ def _check_names_and_sizes(source: Path, metadata: Metadata, tensors: dict[str, 
                 raise ValueError(
                     f"{source}: this checkpoint has no '{key}': it is of another model"
                 )
-            size = tuple(getattr(stored[key], "size", ()))
-            if size != tuple(value.size()):
+            if tuple(stored[key]) != tuple(value.size()):
                 raise ValueError(
-                    f"{source}: '{key}' is {size} in this checkpoint, {tuple(value.size())} in the "
-                    "model; row-wise state depends on the column cut (column_block)"
+                    f"{source}: '{key}' is {tuple(stored[key])} in this checkpoint, "
+                    f"{tuple(value.size())} in the model; row-wise state depends on the column cut "
+                    "(column_block)"
                 )
 
 

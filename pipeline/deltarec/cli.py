@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"{where}: error: {line}", file=sys.stderr)
         return 2
+    except ConnectionError as error:
+        print(f"deltarec: rank {os.environ.get('RANK', 0)}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("deltarec: interrupted", file=sys.stderr)
         return 130
@@ -231,7 +234,13 @@ def _launch(num_processes: int, arguments: list[str]) -> int:
     try:
         elastic_launch(configuration, sys.executable)("-m", "deltarec.cli", *kept)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        number, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = failure.signal_name()
+            print(
+                f"deltarec: rank {number} was ended by {name}; the same command resumes",
+                file=sys.stderr,
+            )
         return failure.exitcode if failure.exitcode > 0 else 1
     except SignalException as ended:  # the ranks have got the signal too, and have saved
         print(f"deltarec: ended by {ended.sigval.name}; the same command resumes", file=sys.stderr)

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+BROKEN_CONNECTION = ("closed by peer", "reset by peer", "Broken pipe")
+
 
 def launched() -> bool:
     """Whether a launcher (torchrun, TorchX) started this process as one rank of several."""
@@ -24,6 +26,9 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
     """Join the launcher's process group, or a group of one; yields this rank's device.
 
     CPU tensors always travel over gloo, so host-side reductions work on GPU jobs too.
+
+    Raises:
+        ConnectionError: another rank ended in the middle of the job.
     """
     silence_libraries()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -45,6 +50,13 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
         dist.init_process_group(backend, rank=0, world_size=1, store=dist.HashStore())
     try:
         yield device
+    except RuntimeError as error:
+        if "gloo" in str(error) and any(sign in str(error) for sign in BROKEN_CONNECTION):
+            raise ConnectionError(
+                f"another rank has ended, or its machine is gone; its own message says why "
+                f"({str(error).split('. ')[0]})"
+            ) from error
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS
 from deltarec.models.ranking import ModelConfig
 from deltarec.optimizers import OptimizerConfig
+from deltarec.warm_start import WarmStartConfig
 
 Split = Literal["train", "valid", "test"]
 PREPARED = Path("data/prepared")
@@ -98,8 +99,10 @@ class TrainConfig(Config):
     log_every: int = Field(default=100, gt=0)
     """Steps between two lines of losses and speed."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    warm_start: WarmStartConfig | None = None
     hang_seconds: float = Field(default=600, gt=0)
-    """A job whose step takes longer than this ends itself and says where it waits."""
+    """A job ends itself, and says where it waits, if it goes so long without a step, a batch of an
+    evaluation, or a piece of a checkpoint."""
     deterministic: bool = False
     """Only deterministic kernels; an operation that has none stops the job."""
     profile: ProfileConfig | None = None

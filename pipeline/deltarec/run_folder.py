@@ -44,6 +44,16 @@ class RunFolder:
             partial.write_text(text)
             partial.replace(self.path / name)
 
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after a step: a job that resumes from there logs it again."""
+        file = self.path / "metrics.jsonl"
+        if self._board is None or not file.is_file():
+            return
+        lines = [line for line in file.read_text().splitlines(keepends=True) if _stays(line, step)]
+        self.write(file.name, "".join(lines))
+        self._board.close()
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+
     def log(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Append values to metrics.jsonl and to TensorBoard.
 
@@ -67,6 +77,14 @@ class RunFolder:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def _stays(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole and of no later step; tests come at the end."""
+    if not line.endswith("\n"):
+        return False
+    record = json.loads(line)
+    return record["step"] <= step and record["split"] != "test"
 
 
 def _records(values: dict[str, Any]) -> list[tuple[str | None, str | None, dict[str, Any]]]:

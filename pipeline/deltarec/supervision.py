@@ -3,6 +3,10 @@
 
 Ranks must agree on the step at which they stop, or the others wait for ever in a collective. They
 exchange a few flags after each step, without waiting: the answer is read after the next one.
+
+A rank that hangs can not be asked, and those that wait for it hang too. So every rank watches
+itself, in a thread: whoever makes no progress for too long says where it waits and ends its
+process, upon which the launcher ends the others.
 """
 
 import os
@@ -10,7 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 import torch
@@ -28,7 +34,83 @@ class Terminated(Exception):
 
 
 class NotFinite(ValueError):
-    """A loss is not a finite number."""
+    """A loss, or what it has made of the model, is not a finite number."""
+
+
+@dataclass
+class _Watched:
+    """What a thread does, and when it last made progress."""
+
+    what: str
+    alive: float
+
+
+class Watchdog:
+    """Ends this process if a thread under watch makes no progress for too long.
+
+    Args:
+        hang_seconds: how long that is.
+    """
+
+    GRACE_SECONDS = 3.0
+    """Between the message and the end, so that other ranks can say where they wait."""
+
+    def __init__(self, hang_seconds: float) -> None:
+        self.hang_seconds = hang_seconds
+        self._watched: dict[int, _Watched] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watch(self, what: str) -> Iterator[None]:
+        """Watch the calling thread until the context ends; within, `beat` tells of progress.
+
+        Args:
+            what: the thread does, for the message. Contexts may be nested; the inner one counts.
+        """
+        thread = threading.get_ident()
+        with self._changed:
+            outer = self._watched.get(thread)
+            self._watched[thread] = _Watched(what, time.monotonic())
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True, name="watchdog")
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._watched[thread]
+                if outer is not None:
+                    self._watched[thread] = _Watched(outer.what, time.monotonic())
+                self._changed.notify()
+
+    def beat(self) -> None:
+        """The calling thread has made progress."""
+        watched = self._watched.get(threading.get_ident())
+        if watched is not None:
+            watched.alive = time.monotonic()
+
+    def _run(self) -> None:
+        with self._changed:
+            while self._watched:
+                self._changed.wait(min(1.0, self.hang_seconds / 4))
+                now = time.monotonic()
+                if any(now - w.alive > self.hang_seconds for w in self._watched.values()):
+                    self._report(now)
+                    time.sleep(self.GRACE_SECONDS)
+                    os._exit(1)
+            self._thread = None
+
+    def _report(self, now: float) -> None:
+        frames = sys._current_frames()
+        for thread, watched in self._watched.items():
+            print(
+                f"deltarec: rank {rank()}: {watched.what} has made no progress for "
+                f"{now - watched.alive:.0f} s (train.hang_seconds is {self.hang_seconds:.0f}); "
+                f"it waits in {_where(frames.get(thread))}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class Supervision:
@@ -36,24 +118,20 @@ class Supervision:
 
     Args:
         tasks: names of the tasks, in the order of the losses.
-        hang_seconds: how long a step may take before the job ends itself.
+        watchdog: is told of every step.
     """
 
-    def __init__(self, tasks: Sequence[str], hang_seconds: float) -> None:
+    def __init__(self, tasks: Sequence[str], watchdog: Watchdog) -> None:
         self.tasks = tasks
-        self.hang_seconds = hang_seconds
+        self.watchdog = watchdog
         self._terminate = False
         self._pending: tuple[int, Tensor, dist.Work] | None = None
         self._last: tuple[int, Tensor] | None = None
-        self._alive = time.monotonic()
-        self._ended = threading.Event()
         self._previous_handler: Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> "Supervision":
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
-        self._alive = time.monotonic()
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
     def __exit__(
@@ -62,7 +140,6 @@ class Supervision:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self._ended.set()
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)  # pyright: ignore
 
@@ -76,7 +153,7 @@ class Supervision:
         Raises:
             NotFinite: a loss of the step before was NaN or infinite on some rank.
         """
-        self._alive = time.monotonic()
+        self.watchdog.beat()
         stop = self._read()
         # The step before: on a GPU its losses are there by now, so that reading them does not wait.
         if self._last is not None:
@@ -97,10 +174,6 @@ class Supervision:
             dist.all_reduce(flags)
             self._raise_if_not_finite(step, flags)
 
-    def pause(self) -> "_Pause":
-        """A context for what may take long between steps, such as an evaluation."""
-        return _Pause(self)
-
     def _read(self) -> bool:
         if self._pending is None:
             return False
@@ -117,32 +190,6 @@ class Supervision:
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._terminate = True
-
-    def _watch(self) -> None:
-        main = threading.main_thread().ident
-        while not self._ended.wait(min(1.0, self.hang_seconds / 4)):
-            waited = time.monotonic() - self._alive
-            if waited < self.hang_seconds:
-                continue
-            frame = sys._current_frames().get(main or 0)
-            print(
-                f"deltarec: rank {rank()}: no step has ended for {waited:.0f} s "
-                f"(train.hang_seconds is {self.hang_seconds:.0f}); it waits in {_where(frame)}",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(1)
-
-
-class _Pause:
-    def __init__(self, supervision: Supervision) -> None:
-        self.supervision = supervision
-
-    def __enter__(self) -> None:
-        self.supervision._alive = float("inf")
-
-    def __exit__(self, *error: object) -> None:
-        self.supervision._alive = time.monotonic()
 
 
 def _where(frame: FrameType | None) -> str:

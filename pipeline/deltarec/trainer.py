@@ -40,7 +40,8 @@ from deltarec.models.ranking import Network, RankingModel, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
 from deltarec.run_folder import RunFolder
-from deltarec.supervision import NotFinite, Supervision, Terminated
+from deltarec.supervision import NotFinite, Supervision, Terminated, Watchdog
+from deltarec.warm_start import warm_start
 
 
 class Trainer:
@@ -63,8 +64,9 @@ class Trainer:
         self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
         self.model, self.plan = build_model(job, device)
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
+        self.watchdog = Watchdog(job.train.hang_seconds)
         self.checkpoints = Checkpoints(
-            run.checkpoints, self.model, self.optimizer, job.train.checkpoint
+            run.checkpoints, self.model, self.optimizer, job.train.checkpoint, self.watchdog
         )
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
@@ -72,16 +74,28 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the latest checkpoint if there is one; returns result.json."""
+        with self.watchdog.watch("training"):
+            return self._fit()
+
+    def _fit(self) -> dict[str, Any]:
         self.run.write("config.yaml", configuration.dump(self.job))
         self.run.write("plan.txt", self.plan)
         if self.checkpoints.find("latest"):
             self.state = self.checkpoints.load("latest")
-        batches = _Batches(self.reader.read(self.state.position, self.job.train.epochs))
+        self.run.rewind(self.state.step)
         progress = Progress("train", self._total_samples(), self.state.samples)
+        if self.job.train.warm_start and not self.checkpoints.find("latest"):
+            warm = self.job.train.warm_start
+            progress.say(warm_start(warm, self.model, self.optimizer, self.watchdog))
+        batches = _Batches(self.reader.read(self.state.position, self.job.train.epochs))
         started = time.monotonic() - self.state.seconds
-        stop = self.state.step >= self.num_steps
+        stop = self.state.step >= self.num_steps or self._stopped_early()
         self.model.train()
         with self._profiler() as profiler, self._supervision() as supervision:
+            if self.state.evaluation_due:
+                self.state = replace(self.state, evaluation_due=False)
+                stop = self._evaluate_and_save(progress) or stop
+                started = time.monotonic() - self.state.seconds
             while not stop:
                 losses = self._train_step(batches)
                 batch = batches.trained()
@@ -93,13 +107,15 @@ class Trainer:
                     position=batch.after,
                 )
                 self._log_step(progress, batch.num_samples, losses)
-                if supervision.after_step(self.state.step, losses):
-                    self._save_and_end(supervision)
+                told_to_end = supervision.after_step(self.state.step, losses)
                 stop = self.state.step == self.num_steps
-                if stop or self._evaluation_is_due():
+                evaluation_due = stop or self._evaluation_is_due()
+                if told_to_end:
+                    self.state = replace(self.state, evaluation_due=evaluation_due)
+                    self._save_and_end(supervision)
+                elif evaluation_due:
                     supervision.check_now()
-                    with supervision.pause():
-                        stop = self._evaluate_and_save(progress) or stop
+                    stop = self._evaluate_and_save(progress) or stop
                     started = time.monotonic() - self.state.seconds
                 elif self._checkpoint_is_due():
                     supervision.check_now()
@@ -120,7 +136,7 @@ class Trainer:
             has_user=self.job.data.user is not None,
         )
         progress = Progress(f"evaluate {split}", reader.num_samples)
-        with self._plain_model() as model:
+        with self.watchdog.watch(f"the evaluation on {split}"), self._plain_model() as model:
             for batch in reader.read(Position(), epochs=1):
                 batch = batch.to(self.device)
                 _, (_, logits) = model(batch)
@@ -129,8 +145,9 @@ class Trainer:
                     predictions(logits, tasks), batch.labels, batch.mask, batch.scenario, user
                 )
                 progress.update(batch.num_samples)
-        progress.close()
-        return evaluation.compute()
+                self.watchdog.beat()
+            progress.close()
+            return evaluation.compute()
 
     def _reader(self, split: Split) -> Reader:
         train, data = self.job.train, self.job.data
@@ -189,7 +206,7 @@ class Trainer:
     @contextmanager
     def _supervision(self) -> Iterator[Supervision]:
         try:
-            with Supervision(list(self.job.tasks), self.job.train.hang_seconds) as supervision:
+            with Supervision(list(self.job.tasks), self.watchdog) as supervision:
                 yield supervision
         except NotFinite as error:
             self.checkpoints.wait()
@@ -244,9 +261,13 @@ class Trainer:
         since = self.state.evaluations_since_best + 1
         self.state = replace(self.state, evaluations_since_best=since)
         self.checkpoints.save(self.state)
-        if since >= stopping.patience:
+        if self._stopped_early():
             progress.say(f"stopped early: {task} {stopping.metric} was best at {best:.6f}")
-        return since >= stopping.patience
+        return self._stopped_early()
+
+    def _stopped_early(self) -> bool:
+        stopping = self.job.train.early_stopping
+        return stopping is not None and self.state.evaluations_since_best >= stopping.patience
 
     def _finish(self) -> dict[str, Any]:
         self.checkpoints.wait()
