@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltarec.data.streams import MAX_WASTE, EpochOrder
+from deltarec.data.streams import MAX_WASTE, NEAR, EpochOrder
 
 orders = st.builds(
     EpochOrder,
@@ -23,7 +23,7 @@ orders = st.builds(
 @given(order=orders)
 def test_streams_share_all_rows_evenly(order: EpochOrder):
     assert order.lengths.sum() == order.num_rows
-    assert order.lengths.max() - order.lengths.min() <= 2
+    assert order.lengths.max() - order.lengths.min() <= 2 + 2 * NEAR * order.lengths.mean()
     assert order.num_lanes * order.streams_per_lane == order.num_streams == len(order.lengths)
     assert order.lane_starts[0] == 0 and order.lane_starts[-1] == order.num_rows
     by_lane = order.lengths.reshape(order.num_lanes, -1).sum(axis=1)
@@ -72,11 +72,11 @@ def test_lanes_cover_every_row_once_within_its_row_group(order: EpochOrder, epoc
 @settings(max_examples=50, deadline=None)
 @given(order=orders)
 def test_lanes_lose_little_to_cuts_inside_row_groups(order: EpochOrder):
-    """All segments of a lane but its first begin where their row group begins."""
-    lost = sum(
-        segment.skip for lane in range(order.num_lanes) for segment in order.segments(lane, 0)
-    )
-    assert lost <= MAX_WASTE * order.num_rows
+    """Every segment decodes its whole row group."""
+    sizes = np.diff(order.bounds)
+    segments = [s for lane in range(order.num_lanes) for s in order.segments(lane, 0)]
+    decoded = sum(int(sizes[segment.row_group]) for segment in segments)
+    assert decoded - order.num_rows <= MAX_WASTE * order.num_rows
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,8 @@ def test_lanes_lose_little_to_cuts_inside_row_groups(order: EpochOrder):
         ([100] * 1000, 24),
         ([1, 0, 0, 1], 24),  # most of them empty
         ([990, 10], 1),
+        ([1000] * 95 + [990], 24),  # cuts move by a few rows
+        ([100] * 97, 12),
     ],
 )
 def test_as_many_lanes_as_row_groups_admit(row_groups: list[int], lanes: int):

@@ -2,13 +2,15 @@
 """Parquet files to batches: each sample to exactly one rank, exactly once an epoch.
 
 The order is `streams.py`'s. A rank reads window by window: the next window of every stream it owns,
-decoded and shuffled into one `Block`, from which batches are cut. Two threads run ahead of the
-trainer, one decoding the next window, one cutting batches.
+decoded and shuffled into one `Block`, from which batches are cut. Three threads run ahead of the
+trainer: one reads a window's columns, one decodes and shuffles, one cuts batches.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +146,16 @@ class Reader:
 
     def _blocks(self, epoch: int, samples: int) -> Iterator[Block]:
         """This rank's samples from the given place of the epoch, a shuffled window at a time."""
+        for window in prefetched(self._windows(epoch, samples), depth=1):
+            blocks = [
+                decode(self.schema, table, index, self._place)
+                for table, index in _joined(window.pieces)
+            ]
+            block = Block.concat(blocks).take(window.order)
+            self.invalid.update(block.invalid)
+            yield block.slice(window.skip, block.num_rows) if window.skip else block
+
+    def _windows(self, epoch: int, samples: int) -> Iterator["_Window"]:
         order = self.order
         streams = order.rank_streams(self.rank, self.num_ranks)
         first = int(order.taken(samples).min()) // order.window
@@ -171,14 +183,8 @@ class Reader:
                     shuffled = order.window_order(stream, window, epoch)
                     columns.append(base + shuffled * len(lane.streams) + place)
                 base += sum(table.num_rows for table, _ in pieces)
-            blocks = [
-                decode(self.schema, table, index, self._place) for table, index in _joined(parts)
-            ]
-            block = Block.concat(blocks).take(_in_turn(columns))
-            self.invalid.update(block.invalid)
-            skip = int(max(0, done - before))
-            before += block.num_rows
-            yield block.slice(skip, block.num_rows) if skip else block
+            yield _Window(parts, _in_turn(columns), skip=int(max(0, done - before)))
+            before += base
 
     def _place(self, row: int) -> tuple[str, int]:
         """The file of a row of the dataset, and its number there."""
@@ -212,6 +218,17 @@ class Reader:
                 raise ValueError(
                     f"{file.path}: row group {group} cannot be read, the file is damaged: {error}"
                 ) from error
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One window of each of a rank's streams."""
+
+    pieces: list[Piece]
+    order: np.ndarray
+    """The shuffled samples, int64 `[rows]`: numbers of rows of all pieces together."""
+    skip: int
+    """Samples at the beginning of that order that have been trained before."""
 
 
 class _Lane:
@@ -258,22 +275,11 @@ class _Lane:
             yield table, index
 
 
-def _joined(pieces: Iterable[Piece], most: int = WHOLE_ROW_GROUP) -> Iterator[Piece]:
-    """Pieces of equal types put together, up to about `most` rows: decoding is dear by the call."""
-    parts: list[Piece] = []
-    for table, index in pieces:
-        full = sum(part.num_rows for part, _ in parts) + len(index) > most
-        if parts and (full or parts[0][0].schema != table.schema):
-            yield _join(parts)
-            parts = []
-        parts.append((table, index))
-    if parts:
-        yield _join(parts)
-
-
-def _join(parts: Sequence[Piece]) -> Piece:
-    tables, indices = zip(*parts, strict=True)
-    return pa.concat_tables(tables), np.concatenate(indices)
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Neighbours of equal types put together: decoding is dear by the call."""
+    for _, same in groupby(pieces, key=lambda piece: piece[0].schema):
+        tables, indices = zip(*same, strict=True)
+        yield pa.concat_tables(tables), np.concatenate(indices)
 
 
 def _in_turn(columns: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of an epoch, which knows nothing of ranks.
 
-The N rows of a dataset are cut into *lanes*, contiguous row ranges of equal size, and each lane is
+The N rows of a dataset are cut into *lanes*, contiguous row ranges of about equal size, and each lane is
 dealt row by row to its *streams*; lanes times streams a lane is V, the number of logical streams.
 The epoch is: the first sample of every stream in turn, the second of every stream, and so on. A
 rank owns whole streams, so it reads only their lanes, and the global batch (the next B samples of
-the epoch) is the same set for any number of ranks. All streams are equally long within two samples,
-so ranks carry equal loads, and one number, how many samples of the epoch are done, says where every
-stream stands.
+the epoch) is the same set for any number of ranks. All streams are equally long within a sixty-
+fourth, so ranks carry equal loads, and one number, how many samples of the epoch are done, says
+where every stream stands.
 
 Two things make the order random: within a lane the row groups are read in a permuted order, and
 within a stream the samples are permuted in windows.
 
-Why lanes: row groups are the smallest unit that Parquet decodes cheaply. A cut inside a row group
-costs decoding rows that another lane owns, so a dataset gets as many lanes as lose little to such
-cuts: V where it has many row groups, one where it has a single one (then every rank decodes all of
-it; that is the price of such a file, not a fault).
+Why lanes: row groups are the smallest unit that Parquet decodes cheaply. A row group with a cut
+inside is decoded once for each lane that has a part of it. So a cut moves to a bound of row groups
+where one is near, and a dataset gets as many lanes as lose little to the other cuts: V where it has
+many row groups, one where it has a single one (then every rank decodes all of it; that is the price
+of such a file, not a fault).
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ import numpy as np
 
 MAX_WASTE = 1 / 8
 """Share of all rows that cuts inside row groups may make the lanes decode in vain."""
+NEAR = 1 / 128
+"""A cut moves to a bound of row groups that is no further than this share of a lane."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,21 @@ class EpochOrder:
         )
 
     def _lane_starts(self, num_lanes: int) -> np.ndarray:
-        return np.arange(num_lanes + 1, dtype=np.int64) * self.num_rows // num_lanes
+        starts = np.arange(num_lanes + 1, dtype=np.int64) * self.num_rows // num_lanes
+        after = np.minimum(np.searchsorted(self.bounds, starts), len(self.bounds) - 1)
+        before = np.maximum(after - 1, 0)
+        nearer = np.where(
+            self.bounds[after] - starts < starts - self.bounds[before], after, before
+        )
+        bounds = self.bounds[nearer]
+        return np.where(abs(bounds - starts) * num_lanes <= NEAR * self.num_rows, bounds, starts)
 
     def _waste(self, num_lanes: int) -> int:
-        starts = self._lane_starts(num_lanes)[:-1]
-        group = np.searchsorted(self.bounds, starts, side="right") - 1
-        return int((starts - self.bounds[np.minimum(group, len(self.bounds) - 2)]).sum())
+        """Rows that are decoded a second time, for another lane."""
+        cuts = self._lane_starts(num_lanes)[1:-1]
+        group = np.searchsorted(self.bounds, cuts, side="right") - 1
+        inside = self.bounds[group] != cuts
+        return int(np.diff(self.bounds)[group[inside]].sum())
 
     def taken(self, samples: int) -> np.ndarray:
         """How many samples of each stream, int64 `[V]`, are among the first `samples`."""
