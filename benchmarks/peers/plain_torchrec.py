@@ -85,7 +85,7 @@ class MMoE(nn.Module):
 def layers(width: int, hidden: list[int]) -> nn.Sequential:
     parts: list[nn.Module] = []
     for size in hidden:
-        parts += [nn.Linear(width, size), nn.ReLU()]
+        parts += [nn.Linear(width, size), nn.GELU()]
         width = size
     return nn.Sequential(*parts)
 
