@@ -82,6 +82,7 @@ setup(
     extras_require={
         "dev": [
             "hypothesis",
+            "kubernetes",  # for dry runs of its scheduler
             "pyright==1.1.414",
             "pytest",
             "pytest-timeout",
