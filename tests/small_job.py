@@ -91,4 +91,4 @@ def write_small_data(folder: Path) -> None:
         )
         target = folder / split
         target.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, target / "0.parquet", row_group_size=100)
+        pq.write_table(table, target / "0.parquet", row_group_size=100, write_page_checksum=True)

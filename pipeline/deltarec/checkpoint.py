@@ -63,6 +63,10 @@ class TrainState:
     best_value: float | None = None
     """The best value so far of the metric that stops early."""
     evaluations_since_best: int = 0
+    data: dict[str, int | str | None] = field(default_factory=dict)
+    """What the position stands in: the identity of the training data's reader."""
+    skipped_rows: int = 0
+    skipped_files: list[str] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -145,6 +145,7 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
         result = trainer.evaluate(options.split)
         if is_main():
             answer = {"step": state.step, "split": options.split, "metrics": result}
+            answer["skipped"] = trainer.skipped[options.split].summary()
             _answer(options, answer, f"{options.split}, step {state.step}\n{render(result)}")
     return 0
 

@@ -11,7 +11,7 @@ from deltarec.balancing import BALANCERS
 from deltarec.balancing.equal import Equal
 from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
-from deltarec.data.files import ParquetFile, find
+from deltarec.data.files import Damage, ParquetFile, find
 from deltarec.data.prepare import DATASETS
 from deltarec.data.prepare.dataset import Dataset, prepare_once
 from deltarec.data.reader import ReaderConfig
@@ -44,6 +44,10 @@ class DataConfig(Config):
     """Column of the user, for metrics by user; nulls count as one user."""
     weight: str | None = None
     """Column of the sample's weight in the losses."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """What to do with a file that is not Parquet, is truncated, or has a row group that cannot be
+    decoded: stop, or leave out what cannot be read, name the file, and count it as `skipped` in
+    result.json and metrics.jsonl. A missing column or a wrong type always stops."""
     reader: ReaderConfig = ReaderConfig()
 
     def root(self) -> str:
@@ -52,9 +56,11 @@ class DataConfig(Config):
             return self.source
         return str(prepare_once(self.prepare, Path(self.source), PREPARED))
 
-    def files(self, split: Split) -> list[ParquetFile]:
-        """The files of a split."""
-        return find(self.root(), getattr(self, split))
+    def files(self, split: Split, damaged: Damage | None = None) -> list[ParquetFile]:
+        """The files of a split; those that `on_bad_file` leaves out are noted in `damaged`."""
+        noted = damaged if damaged is not None else {}
+        skip = self.on_bad_file == "skip"
+        return find(self.root(), getattr(self, split), noted if skip else None)
 
 
 class EarlyStopping(Config):
@@ -138,6 +144,7 @@ class Job(Config):
             table_rows={name: table.rows for name, table in self.embedding.tables.items()},
             user=self.data.user,
             weight=self.data.weight,
+            on_bad_file=self.data.on_bad_file,
         )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from deltarec import config as configuration
 from deltarec.balancing import BALANCERS
 from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.data.batch import Batch, Position
+from deltarec.data.files import Damage
 from deltarec.data.reader import Reader
 from deltarec.distributed import all_sum, rank, world_size
 from deltarec.embeddings import sharding
@@ -40,6 +41,7 @@ from deltarec.models.ranking import Network, RankingModel, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
 from deltarec.run_folder import RunFolder
+from deltarec.skipped import Skipped
 from deltarec.supervision import NotFinite, Supervision, Terminated, Watchdog
 from deltarec.warm_start import warm_start
 
@@ -71,6 +73,8 @@ class Trainer:
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
         self.state = TrainState()
+        self.skipped: dict[Split, Skipped] = {}
+        """What each split that was read has lost to damaged files."""
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the latest checkpoint if there is one; returns result.json."""
@@ -82,11 +86,17 @@ class Trainer:
         self.run.write("plan.txt", self.plan)
         if self.checkpoints.find("latest"):
             self.state = self.checkpoints.load("latest")
+            mend = "give back its files and settings, or train into a new run folder"
+            self.reader.require(self.state.data, "the checkpoint to resume", mend)
         self.run.rewind(self.state.step)
         progress = Progress("train", self._total_samples(), self.state.samples)
         if self.job.train.warm_start and not self.checkpoints.find("latest"):
             warm = self.job.train.warm_start
             progress.say(warm_start(warm, self.model, self.optimizer, self.watchdog))
+        self.state = replace(self.state, data=self.reader.identity)
+        skipped = self.skipped["train"] = Skipped(
+            self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
+        )
         batches = _Batches(self.reader.read(self.state.position, self.job.train.epochs))
         started = time.monotonic() - self.state.seconds
         stop = self.state.step >= self.num_steps or self._stopped_early()
@@ -99,10 +109,13 @@ class Trainer:
             while not stop:
                 losses = self._train_step(batches)
                 batch = batches.trained()
+                lost = skipped.after_batch(batch.lost)
                 self.state = replace(
                     self.state,
                     step=self.state.step + 1,
-                    samples=self.state.samples + batch.num_samples,
+                    samples=self.state.samples + batch.num_samples - lost,
+                    skipped_rows=skipped.rows,
+                    skipped_files=sorted(skipped.files),
                     seconds=time.monotonic() - started,
                     position=batch.after,
                 )
@@ -136,8 +149,10 @@ class Trainer:
             has_user=self.job.data.user is not None,
         )
         progress = Progress(f"evaluate {split}", reader.num_samples)
+        skipped = self.skipped[split] = Skipped(reader, progress.say)
         with self.watchdog.watch(f"the evaluation on {split}"), self._plain_model() as model:
             for batch in reader.read(Position(), epochs=1):
+                skipped.after_batch(batch.lost)
                 batch = batch.to(self.device)
                 _, (_, logits) = model(batch)
                 user = batch.user if self.job.data.user else None
@@ -152,8 +167,9 @@ class Trainer:
     def _reader(self, split: Split) -> Reader:
         train, data = self.job.train, self.job.data
         training = split == "train"
-        return Reader(
-            data.files(split),
+        damage: Damage = {}
+        reader = Reader(
+            data.files(split, damage),
             self.schema,
             data.reader,
             train.batch_size if training else train.eval_batch_size or train.batch_size,
@@ -161,7 +177,13 @@ class Trainer:
             rank=rank(),
             num_ranks=world_size(),
             pin_memory=self.device.type == "cuda",
+            damage=damage,
         )
+        identity: list[Any] = [reader.identity]
+        dist.broadcast_object_list(identity)
+        mend = f"rank {rank()} must find the same files"
+        reader.require(identity[0], "rank 0", mend)
+        return reader
 
     def _train_step(self, batches: "_Batches") -> Tensor:
         """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
@@ -201,6 +223,7 @@ class Trainer:
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
+        logged |= self._skipped_values("train")
         self.run.log(self.state.step, "train", logged)
 
     @contextmanager
@@ -236,7 +259,7 @@ class Trainer:
             self.checkpoints.save(self.state)
             return False
         result = self.evaluate("valid")
-        self.run.log(self.state.step, "valid", result)  # pyright: ignore[reportArgumentType]
+        self.run.log(self.state.step, "valid", result | self._skipped_values("valid"))
         overall: Result = {
             task: {"all": values["all"], "scenario": {}} for task, values in result.items()
         }
@@ -287,7 +310,8 @@ class Trainer:
             if getattr(self.job.data, split):
                 result[split] = self.evaluate(split)
         if "test" in result:
-            self.run.log(measured, "test", result["test"])
+            self.run.log(measured, "test", result["test"] | self._skipped_values("test"))
+        result["skipped"] = {split: skipped.summary() for split, skipped in self.skipped.items()}
         result["versions"] = {
             "deltarec": version("deltarec"),
             "torch": torch.__version__,
@@ -299,6 +323,12 @@ class Trainer:
         self.run.write("result.json", json.dumps(result, indent=2) + "\n")
         self.run.close()
         return result
+
+    def _skipped_values(self, split: Split) -> dict[str, Any]:
+        """What a split has lost to damaged files, as metrics; nothing where that cannot be."""
+        skipped = self.skipped[split]
+        counts = skipped.summary() if skipped.enabled else {}
+        return {f"skipped_{name}": value for name, value in counts.items()}
 
     def _invalid(self) -> dict[str, int]:
         """Values mended by each policy, over all ranks."""
@@ -358,6 +388,7 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
 class _Trained:
     num_samples: int
     after: Position
+    lost: Counter[str]
 
 
 class _Batches(Iterator[Batch]):
@@ -369,7 +400,7 @@ class _Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = next(self.source)
-        self.held.append(_Trained(batch.num_samples, batch.next))
+        self.held.append(_Trained(batch.num_samples, batch.next, batch.lost))
         return batch
 
     def trained(self) -> _Trained:

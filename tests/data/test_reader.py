@@ -61,7 +61,9 @@ def write(folder: Path, file_rows: list[int], row_group: int) -> list[int]:
     folder.mkdir(exist_ok=True)
     start = 0
     for i, count in enumerate(file_rows):
-        pq.write_table(rows(start, start + count), folder / f"{i}.parquet", row_group)
+        table = rows(start, start + count)
+        path = folder / f"{i}.parquet"
+        pq.write_table(table, path, row_group, write_page_checksum=True)
         start += count
     return list(range(start))
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rank's share of a global batch, as tensors."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -52,10 +53,12 @@ class Batch(Pipelineable):
     user: Tensor
     """Int64 `[B]`, or `[0]` where no user column is configured."""
     num_samples: int
-    """Real samples of the global batch, over all ranks."""
+    """Samples of the global batch, over all ranks; lost ones too."""
     epoch: int
     next: Position
     """The position after this batch."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))

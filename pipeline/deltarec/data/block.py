@@ -31,6 +31,11 @@ class Ragged:
         weights = None if self.weights is None else self.weights[first:last]
         return Ragged(self.values[first:last], self.lengths[start:stop], weights)
 
+    def blank(self, rows: int) -> "Ragged":
+        """So many empty lists of the same types."""
+        weights = None if self.weights is None else self.weights[:0]
+        return Ragged(self.values[:0], np.zeros(rows, self.lengths.dtype), weights)
+
     @staticmethod
     def concat(parts: Sequence["Ragged"]) -> "Ragged":
         weights = [part.weights for part in parts if part.weights is not None]
@@ -72,6 +77,16 @@ class Block:
             {name: column[start:stop] for name, column in self.flat.items()},
             {name: column[start:stop] for name, column in self.ids.items()},
             {name: column.slice(start, stop) for name, column in self.ragged.items()},
+        )
+
+    def blank(self, index: np.ndarray) -> "Block":
+        """Rows without content in the columns of this block, int64 `[rows]` their numbers."""
+        rows = len(index)
+        flat = {n: np.zeros((rows, *c.shape[1:]), c.dtype) for n, c in self.flat.items()}
+        return Block(
+            flat | {"index": index},
+            {name: np.zeros(rows, column.dtype) for name, column in self.ids.items()},
+            {name: column.blank(rows) for name, column in self.ragged.items()},
         )
 
     @staticmethod

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +14,14 @@ from pyarrow import fs
 
 ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs")
 """Schemes that Arrow reads itself; every other one goes through fsspec."""
+FOOTER_BYTES = 65_536
+"""What is read of a file's end at first; a longer footer takes a second read."""
+READ_BYTES = 1 << 24
+
+Damage = dict[str, str]
+"""Damaged files: path to what is wrong."""
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What Arrow raises over damaged bytes."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class ParquetFile:
     filesystem: fs.FileSystem
     path: str
     metadata: pq.FileMetaData
+    num_bytes: int
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -34,12 +43,44 @@ class ParquetFile:
         return [self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups)]
 
     def open(self) -> pq.ParquetFile:
+        """The file, whose pages are checked against their checksums where they have any.
+
+        Raises:
+            ValueError: it is gone, or no longer the file that it was.
+        """
+        try:
+            source = self._source()
+            num_bytes = source.size()
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+        if num_bytes != self.num_bytes:
+            raise ValueError(
+                f"{self.path}: it has changed since the job began, from {self.num_bytes} bytes to "
+                f"{num_bytes}; write new data beside the old, and start the job again"
+            )
+        return pq.ParquetFile(source, metadata=self.metadata, page_checksum_verification=True)
+
+    def require_bytes(self) -> None:
+        """Tell a storage that fails from a file that is damaged: read the file's raw bytes.
+
+        Raises:
+            ValueError: they cannot be read.
+        """
+        try:
+            with self._source() as source:
+                while source.read(READ_BYTES):
+                    pass
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+
+    def _source(self) -> pa.NativeFile:
         local = isinstance(self.filesystem, fs.LocalFileSystem)
-        source = pa.memory_map(self.path) if local else self.filesystem.open_input_file(self.path)
-        return pq.ParquetFile(source, metadata=self.metadata)
+        return pa.memory_map(self.path) if local else self.filesystem.open_input_file(self.path)
 
 
-def find(source: str, patterns: Sequence[str]) -> list[ParquetFile]:
+def find(
+    source: str, patterns: Sequence[str], damaged: Damage | None = None
+) -> list[ParquetFile]:
     """The Parquet files under `source` that the patterns name, in the order of pattern, then path.
 
     Args:
@@ -48,6 +89,7 @@ def find(source: str, patterns: Sequence[str]) -> list[ParquetFile]:
         patterns: paths relative to `source`: files, folders (everything below, partitions such as
             `date=2026-11-01` too), or globs of either. `.` is the source itself. Names that begin
             with `_` or `.` are skipped inside folders.
+        damaged: where files are noted that are not readable Parquet; without it they stop.
 
     Raises:
         ValueError: a pattern matches nothing, a file is not Parquet, or there is no row at all.
@@ -63,9 +105,21 @@ def find(source: str, patterns: Sequence[str]) -> list[ParquetFile]:
             raise ValueError(f"no file matches '{pattern}' under {source}")
         paths += [path for path in matches if path not in paths]
     with ThreadPoolExecutor(16) as threads:
-        files = list(threads.map(lambda path: _read_footer(filesystem, path), paths))
+        found = list(threads.map(partial(_read_footer, filesystem), paths))
+    files = [file for file in found if isinstance(file, ParquetFile)]
+    bad = {path: what for path, what in zip(paths, found, strict=True) if isinstance(what, str)}
+    if bad and damaged is None:
+        path, what = next(iter(bad.items()))
+        raise ValueError(
+            f"{path}: {what}; mend or remove the file, or set data.on_bad_file to skip"
+        )
+    if damaged is not None:
+        damaged.update(bad)
     if not any(file.metadata.num_rows for file in files):
-        raise ValueError(f"the dataset is empty: {', '.join(patterns)} under {source} has no rows")
+        skipped = f"; {len(bad)} damaged files are skipped" if bad else ""
+        raise ValueError(
+            f"the dataset is empty: {', '.join(patterns)} under {source} has no rows{skipped}"
+        )
     return files
 
 
@@ -105,9 +159,32 @@ def _begins(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     return len(parts) >= len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
-def _read_footer(filesystem: fs.FileSystem, path: str) -> ParquetFile:
+def _read_footer(filesystem: fs.FileSystem, path: str) -> ParquetFile | str:
+    """The file, or what is wrong with it.
+
+    Raises:
+        ValueError: the storage does not give the bytes, which says nothing of the file.
+    """
     try:
         with filesystem.open_input_file(path) as stream:
-            return ParquetFile(filesystem, path, pq.read_metadata(stream))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+            num_bytes = stream.size()
+            footer = _tail(stream, FOOTER_BYTES)
+            length = int.from_bytes(footer[-8:-4], "little") + 8
+            if FOOTER_BYTES < length <= num_bytes:
+                footer = _tail(stream, length)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+        file = ParquetFile(filesystem, path, metadata, num_bytes)
+        assert file.schema.names is not None  # here, where an error is still the file's
+    except UNREADABLE as error:
+        return f"not a readable Parquet file: {error}"
+    if min(file.row_groups, default=0) < 0 or sum(file.row_groups) != metadata.num_rows:
+        return "not a readable Parquet file: its footer contradicts itself on the number of rows"
+    return file
+
+
+def _tail(stream: pa.NativeFile, num_bytes: int) -> bytes:
+    kept = min(num_bytes, stream.size())
+    return stream.read_at(kept, stream.size() - kept)

@@ -4,12 +4,18 @@
 The order is `streams.py`'s. A rank reads window by window: the next window of every stream it owns,
 decoded and shuffled into one `Block`, from which batches are cut. Three threads run ahead of the
 trainer: one reads a window's columns, one decodes and shuffles, one cuts batches.
+
+A row group that turns out to be damaged stops the job, or under `on_bad_file: skip` its rows from
+the first unreadable piece on are lost. Which rows these are depends on the file alone. They keep
+their places in the order, so steps and positions stay what they are on every rank, and become
+padding in the batches, which counts nowhere.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import groupby
 
 import numpy as np
@@ -21,16 +27,32 @@ from deltarec.config import Config
 from deltarec.data.batch import Batch, Position, make_batch
 from deltarec.data.block import Block
 from deltarec.data.decode import decode
-from deltarec.data.files import ParquetFile
+from deltarec.data.files import UNREADABLE, Damage, ParquetFile
 from deltarec.data.prefetch import prefetched
 from deltarec.data.schema import Schema
 from deltarec.data.streams import EpochOrder, Segment
 
+LOST = -2
+"""Row i that is lost has the index LOST - i until its batch is made; -1 is padding."""
 WHOLE_ROW_GROUP = 131_072
 """Row groups up to so many rows are read whole, longer ones in pieces of that size."""
 
-Piece = tuple[pa.Table, np.ndarray]
-"""Rows of one or several files, and their numbers in the dataset, int64 `[rows]`."""
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one or several files."""
+
+    table: pa.Table | None
+    """Their columns; None where they are lost, in a row group that is damaged."""
+    index: np.ndarray
+    """Their numbers in the dataset, int64 `[rows]`."""
+
+    def slice(self, start: int, stop: int) -> "Piece":
+        table = None if self.table is None else self.table.slice(start, stop - start)
+        return Piece(table, self.index[start:stop])
+
+    def take(self, rows: np.ndarray) -> "Piece":
+        return Piece(None if self.table is None else self.table.take(rows), self.index[rows])
 
 
 class ReaderConfig(Config):
@@ -71,6 +93,7 @@ class Reader:
         rank: this rank.
         num_ranks: how many ranks share the data.
         pin_memory: whether batches are put into page-locked memory, for copies to a GPU.
+        damage: files that `files.find` has left out.
 
     Raises:
         ValueError: a column is missing or of a wrong type, or the streams cannot be divided.
@@ -86,6 +109,7 @@ class Reader:
         rank: int = 0,
         num_ranks: int = 1,
         pin_memory: bool = False,
+        damage: Damage | None = None,
     ) -> None:
         config.check(num_ranks)
         for file in files:
@@ -98,6 +122,9 @@ class Reader:
         self.pin_memory = pin_memory
         self.invalid: Counter[str] = Counter()
         """Values mended so far by each policy, by `feature.policy`."""
+        self.damage = dict(damage or {})
+        """What is wrong with files left out, or with some rows lost, as far as this rank has
+        read."""
         self._row_groups = [
             (file, group, rows) for file in files for group, rows in enumerate(file.row_groups)
         ]
@@ -108,6 +135,36 @@ class Reader:
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""
         return self.order.num_rows
+
+    @property
+    def identity(self) -> dict[str, int | str | None]:
+        """What the order of the samples follows from, but for the order of rows in a row group.
+
+        Files are known by the rows and bytes of their row groups, so that they may be moved.
+        """
+        groups = [(rows, file.metadata.row_group(i).total_byte_size)
+                  for file, i, rows in self._row_groups]
+        return {
+            "rows": self.num_samples,
+            "row groups": len(groups),
+            "digest of the row groups' sizes": hashlib.sha256(repr(groups).encode()).hexdigest(),
+            "data.reader.streams": self.order.num_streams,
+            "data.reader.shuffle_window": self.order.window,
+            "seed of the shuffle": self.order.seed,
+        }
+
+    def require(self, identity: dict[str, int | str | None], whose: str, mend: str) -> None:
+        """Find out whether a position in data of that identity means the same in these.
+
+        Raises:
+            ValueError: the data differ, or the order that they are read in.
+        """
+        for name, here in self.identity.items():
+            if identity.get(name) != here:
+                raise ValueError(
+                    f"the data are not those of {whose}: {name}: {identity.get(name)} there, "
+                    f"{here} here; {mend}"
+                )
 
     @property
     def num_steps(self) -> int:
@@ -133,24 +190,37 @@ class Reader:
             counts -= order.rank_counts(start, self.num_ranks)
             while sum(block.num_rows for block in pending) < counts[rank]:
                 pending.append(next(blocks))
-            rows = Block.concat(pending) if pending else self._empty()
+            rows = Block.concat(pending) if pending else self._empty
             pending = [rows.slice(int(counts[rank]), rows.num_rows)]
             after = Position(epoch, stop) if stop < self.num_samples else Position(epoch + 1, 0)
-            share = rows.slice(0, int(counts[rank]))
-            yield make_batch(share, self.schema, int(counts.max()), stop - start, epoch, after)
+            share, lost = self._without_lost(rows.slice(0, int(counts[rank])))
+            batch = make_batch(share, self.schema, int(counts.max()), stop - start, epoch, after)
+            yield replace(batch, lost=lost) if lost else batch
 
+    def _without_lost(self, block: Block) -> tuple[Block, Counter[str]]:
+        """The rows that are there, and how many are lost of each file."""
+        index = block.flat["index"]
+        lost = index < 0
+        if not lost.any():
+            return block, Counter()
+        paths = Counter(self._place(row)[0] for row in LOST - index[lost])
+        return block.take(np.flatnonzero(~lost)), paths
+
+    @cached_property
     def _empty(self) -> Block:
         file = self._row_groups[0][0]
         table = file.schema.empty_table()
         return decode(self.schema, table, np.empty(0, dtype=np.int64), self._place)
 
+    def _decode(self, piece: Piece) -> Block:
+        if piece.table is None:
+            return self._empty.blank(LOST - piece.index)
+        return decode(self.schema, piece.table, piece.index, self._place)
+
     def _blocks(self, epoch: int, samples: int) -> Iterator[Block]:
         """This rank's samples from the given place of the epoch, a shuffled window at a time."""
         for window in prefetched(self._windows(epoch, samples), depth=1):
-            blocks = [
-                decode(self.schema, table, index, self._place)
-                for table, index in _joined(window.pieces)
-            ]
+            blocks = [self._decode(piece) for piece in _joined(window.pieces)]
             block = Block.concat(blocks).take(window.order)
             self.invalid.update(block.invalid)
             yield block.slice(window.skip, block.num_rows) if window.skip else block
@@ -182,7 +252,7 @@ class Reader:
                 for place, stream in enumerate(lane.streams):
                     shuffled = order.window_order(stream, window, epoch)
                     columns.append(base + shuffled * len(lane.streams) + place)
-                base += sum(table.num_rows for table, _ in pieces)
+                base += sum(len(piece.index) for piece in pieces)
             yield _Window(parts, _in_turn(columns), skip=int(max(0, done - before)))
             before += base
 
@@ -194,7 +264,7 @@ class Reader:
         return file.path, int(row - self.order.bounds[first])
 
     def _pieces(self, segments: Sequence[Segment], skip: int) -> Iterator[Piece]:
-        """Tables of consecutive rows in a lane's order, with their row numbers."""
+        """Consecutive rows in a lane's order."""
         columns = self.schema.columns()
         for segment in segments:
             if skip >= segment.num_rows:
@@ -204,20 +274,34 @@ class Reader:
             row = segment.first_row - segment.skip
             low, high = segment.first_row + skip, segment.first_row + segment.num_rows
             skip = 0
-            try:
-                with file.open() as parquet:
-                    for table in _read_row_group(parquet, group, columns):
-                        start, stop = max(low, row), min(high, row + table.num_rows)
-                        if start < stop:
-                            part = table.slice(start - row, stop - start)
-                            yield part, np.arange(start, stop)
-                        row += table.num_rows
-                        if row >= high:
-                            break
-            except (pa.ArrowException, OSError) as error:
+            for table in self._tables(file, group, columns):
+                start, stop = max(low, row), min(high, row + table.num_rows)
+                if start < stop:
+                    yield Piece(table.slice(start - row, stop - start), np.arange(start, stop))
+                row += table.num_rows
+                if row >= high:
+                    break
+            if row < high:  # the rest is lost
+                yield Piece(None, np.arange(max(low, row), high))
+
+    def _tables(self, file: ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
+        """A row group in pieces, as far as it can be read.
+
+        Raises:
+            ValueError: it cannot be read to its end, and damage stops; or the storage is at fault.
+        """
+        try:
+            with file.open() as parquet:
+                yield from _read_row_group(parquet, group, columns)
+        except UNREADABLE as error:
+            what = f"row group {group} cannot be read, the file is damaged: {error}"
+            if self.schema.on_bad_file == "stop":
                 raise ValueError(
-                    f"{file.path}: row group {group} cannot be read, the file is damaged: {error}"
+                    f"{file.path}: {what}; mend or remove the file, or set data.on_bad_file to skip"
                 ) from error
+            if file.path not in self.damage:
+                file.require_bytes()
+                self.damage[file.path] = what
 
 
 @dataclass(frozen=True)
@@ -260,26 +344,32 @@ class _Lane:
             piece = self.rest or next(self.pieces, None)
             if piece is None:
                 return
-            table, index = piece
             self.rest = None
-            if table.num_rows > num_rows:
-                self.rest = table.slice(num_rows), index[num_rows:]
-                table, index = table.slice(0, num_rows), index[:num_rows]
-            num_rows -= table.num_rows
-            place = np.arange(self.position, self.position + table.num_rows) % self.per_lane
-            self.position += table.num_rows
+            rows = len(piece.index)
+            if rows > num_rows:
+                self.rest = piece.slice(num_rows, rows)
+                piece, rows = piece.slice(0, num_rows), num_rows
+            num_rows -= rows
+            place = np.arange(self.position, self.position + rows) % self.per_lane
+            self.position += rows
             if len(self.streams) < self.per_lane:
                 first = self.streams[0] % self.per_lane
                 mine = np.flatnonzero((place >= first) & (place < first + len(self.streams)))
-                table, index = table.take(mine), index[mine]
-            yield table, index
+                piece = piece.take(mine)
+            yield piece
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbours of equal types put together: decoding is dear by the call."""
-    for _, same in groupby(pieces, key=lambda piece: piece[0].schema):
-        tables, indices = zip(*same, strict=True)
-        yield pa.concat_tables(tables), np.concatenate(indices)
+    for _, same in groupby(pieces, key=lambda piece: _type(piece)):
+        parts = list(same)
+        tables = [part.table for part in parts if part.table is not None]
+        index = np.concatenate([part.index for part in parts])
+        yield Piece(pa.concat_tables(tables) if tables else None, index)
+
+
+def _type(piece: Piece) -> pa.Schema | None:
+    return None if piece.table is None else piece.table.schema
 
 
 def _in_turn(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -294,9 +384,18 @@ def _in_turn(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def _read_row_group(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.Table]:
     threads = pa.cpu_count() > 1
-    if parquet.metadata.row_group(group).num_rows <= WHOLE_ROW_GROUP:
-        yield parquet.read_row_group(group, columns=columns, use_threads=threads)
+    expected, read = parquet.metadata.row_group(group).num_rows, 0
+    if expected <= WHOLE_ROW_GROUP:
+        tables = iter([parquet.read_row_group(group, columns=columns, use_threads=threads)])
     else:
         batches = partial(parquet.iter_batches, batch_size=WHOLE_ROW_GROUP, use_threads=threads)
-        for batch in batches(row_groups=[group], columns=columns):
-            yield pa.Table.from_batches([batch])
+        found = batches(row_groups=[group], columns=columns)
+        tables = (pa.Table.from_batches([batch]) for batch in found)
+    for table in tables:
+        table.validate(full=True)
+        read += table.num_rows
+        if read > expected:
+            break
+        yield table
+    if read != expected:
+        raise pa.ArrowInvalid(f"it has other rows than the {expected} that the footer tells")

@@ -119,6 +119,7 @@ class Schema:
     table_rows: Mapping[str, int]
     user: str | None = None
     weight: str | None = None
+    on_bad_file: Literal["stop", "skip"] = "stop"
 
     def column(self, feature: str) -> str:
         return self.features[feature].column or feature

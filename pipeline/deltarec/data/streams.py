@@ -93,6 +93,7 @@ class EpochOrder:
 
     def taken(self, samples: int) -> np.ndarray:
         """How many samples of each stream, int64 `[V]`, are among the first `samples`."""
+        assert 0 <= samples <= self.num_rows, f"{samples} of {self.num_rows} samples"
         rounds = min(int(self.lengths.min()), samples // self.num_streams)
         taken = np.full(self.num_streams, rounds, dtype=np.int64)
         left = samples - rounds * self.num_streams

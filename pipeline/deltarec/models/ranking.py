@@ -108,7 +108,9 @@ class RankingModel(nn.Module):
         super().__init__()
         self.tables = tables
         self.network = network
-        self.losses = TaskLosses(network.schema.tasks)
+        self.losses = TaskLosses(
+            network.schema.tasks, may_lose=network.schema.on_bad_file == "skip"
+        )
         self.balancer = balancer
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -127,12 +129,13 @@ class TaskLosses(nn.Module):
 
     positive_weight: Tensor
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], may_lose: bool = False) -> None:
+        """`may_lose` says that samples of a batch may turn out to be unreadable."""
         super().__init__()
         self.tasks = tasks
         weights = torch.tensor([task.positive_weight for task in tasks.values()])
         self.register_buffer("positive_weight", weights, persistent=False)
-        self.may_mask = any(
+        self.may_mask = may_lose or any(
             task.mask or task.given or task.on_invalid == "mask" for task in tasks.values()
         )
 
