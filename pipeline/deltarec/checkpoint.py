@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchrec.distributed.types import Shard, ShardedTensor
 
-from deltarec import stored_tensors
+from deltarec import checksums, stored_tensors
 from deltarec.config import Config
 from deltarec.data.batch import Position
 from deltarec.distributed import is_main, rank, world_size
@@ -161,8 +161,9 @@ class Checkpoints:
         partial = self.folder / f"{name}.partial"
         try:
             self._on_main(lambda: self._make_room(partial))
-            stored_tensors.write(tensors, partial, self._group, self.watchdog)
-            self._on_main(lambda: self._publish(partial, name, state, best))
+            mine = stored_tensors.write(tensors, partial, self._group, self.watchdog)
+            sums = checksums.of_all_ranks(mine, self._group)
+            self._on_main(lambda: self._publish(partial, name, state, best, sums))
         except ValueError as error:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -191,8 +192,12 @@ class Checkpoints:
             shutil.rmtree(left)
         partial.mkdir(parents=True)
 
-    def _publish(self, partial: Path, name: str, state: TrainState, best: bool) -> None:
+    def _publish(
+        self, partial: Path, name: str, state: TrainState, best: bool, sums: dict[str, int]
+    ) -> None:
         stored_tensors.write_text(partial / "state.json", json.dumps(asdict(state)))
+        sums = sums | {"state.json": checksums.of_file(partial / "state.json")}
+        stored_tensors.write_text(partial / checksums.FILE, json.dumps(sums))
         stored_tensors.sync_folder(partial)
         target = self.folder / name
         if target.exists():  # `latest` may name it, so it cannot be replaced
@@ -213,9 +218,22 @@ class Checkpoints:
 
 
 def find(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint in `RUN/checkpoints` that `latest` or `best` names, if there is one."""
+    """The checkpoint in `RUN/checkpoints` that `latest` or `best` names, if there is one.
+
+    Without a file `latest` it is the newest: a job may be killed before it writes that file.
+
+    Raises:
+        ValueError: the file names something else.
+    """
     file = folder / pointer
-    return folder / file.read_text().strip() if file.is_file() else None
+    whole = sorted(path for path in folder.glob("step_*") if not path.suffix)
+    if not file.is_file():
+        return whole[-1] if whole and pointer == "latest" else None
+    name = file.read_bytes().decode(errors="replace").strip()
+    if folder / name not in whole:
+        known = ", ".join(path.name for path in whole) or "there is none"
+        raise ValueError(f"{file}: names '{name}', which is no checkpoint; write in one of {known}")
+    return folder / name
 
 
 def load_model(source: Path, model: nn.Module) -> TrainState:
@@ -239,6 +257,7 @@ def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = Non
 
     The random states are taken out if they are not those of this number of processes.
     """
+    checksums.verify(source, watchdog)
     state = _read_state(source / "state.json")
     stored = stored_tensors.sizes(source)
     if not all(f"random.{name}" in stored for name in tensors.get("random", {})):

@@ -7,6 +7,7 @@ Loading executes no code from the files: tensors are read as plain tensors, and 
 
 import os
 import pickle
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +27,22 @@ PIECE_BYTES = 16 << 20
 
 def write(
     tensors: dict[str, Any], folder: Path, group: dist.ProcessGroup, watchdog: Watchdog
-) -> None:
+) -> dict[str, int]:
     """Write every rank's part; a collective of the group. All is on the disk when it returns.
+
+    Returns:
+        CRC32 of each file that this rank has written, by name.
 
     Raises:
         ValueError: a rank could not write, on all ranks.
     """
     writer = FileSystemWriter(folder)
-    writer.fs = _WatchedFiles(watchdog)
+    writer.fs = files = _WatchedFiles(watchdog)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
     except dcp.api.CheckpointException as error:
         raise ValueError(_first_failure(error)) from error
+    return {name.removesuffix(".tmp"): value for name, value in files.checksums.items()}
 
 
 def read(tensors: dict[str, Any], folder: Path, watchdog: Watchdog | None = None) -> None:
@@ -103,16 +108,21 @@ def _first_failure(error: dcp.api.CheckpointException) -> str:
 
 
 class _WatchedFiles(FileSystem):
-    """Tells the watchdog of every piece that is read or written."""
+    """Tells the watchdog of every piece that is read or written, and keeps checksums."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self.watchdog = watchdog
+        self.checksums: dict[str, int] = {}
+        """CRC32 of each file written, by name."""
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
         with super().create_stream(path, mode) as stream:
             self.watchdog.beat()
-            yield _WatchedFile(stream, self.watchdog)
+            file = _WatchedFile(stream, self.watchdog)
+            yield file
+        if "w" in mode:
+            self.checksums[Path(path).name] = file.checksum
 
 
 class _WatchedFile:
@@ -121,6 +131,7 @@ class _WatchedFile:
     def __init__(self, stream: Any, watchdog: Watchdog) -> None:
         self.stream = stream
         self.watchdog = watchdog
+        self.checksum = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -128,7 +139,9 @@ class _WatchedFile:
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), PIECE_BYTES):
-            self.stream.write(view[start : start + PIECE_BYTES])
+            piece = view[start : start + PIECE_BYTES]
+            self.checksum = zlib.crc32(piece, self.checksum)
+            self.stream.write(piece)
             self.watchdog.beat()
         return len(view)
 

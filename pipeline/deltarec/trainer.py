@@ -90,6 +90,8 @@ class Trainer:
             self.reader.require(self.state.data, "the checkpoint to resume", mend)
         self.run.rewind(self.state.step)
         progress = Progress("train", self._total_samples(), self.state.samples)
+        if self.state.step:
+            progress.say(f"goes on from {self.checkpoints.find('latest')}")
         if self.job.train.warm_start and not self.checkpoints.find("latest"):
             warm = self.job.train.warm_start
             progress.say(warm_start(warm, self.model, self.optimizer, self.watchdog))
