@@ -340,8 +340,8 @@ def _check_names_and_sizes(
             if tuple(stored[key]) != tuple(value.size()):
                 raise ValueError(
                     f"{source}: '{key}' is {tuple(stored[key])} in this checkpoint, "
-                    f"{tuple(value.size())} in the model; row-wise state depends on the column cut "
-                    "(column_block)"
+                    f"{tuple(value.size())} in the model; steps and row-wise state depend on the "
+                    "column cut (column_block), codes on the precision"
                 )
 
 

@@ -20,6 +20,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from deltarec.config import Config, OneOf
+from deltarec.embeddings.quantised_collections import lookup_modules
+from deltarec.embeddings.quantised_kernel import QuantisedKernel
 
 
 class DenseOptimizer(Config):
@@ -162,11 +164,12 @@ class StepOptimizer:
             if parameter.numel()  # a table that lies wholly on other ranks is an empty parameter
         }
         fused = model.fused_optimizer
-        self._kernels = [
+        self._fbgemm = [
             module
-            for module in model.modules()
+            for module in lookup_modules(model)
             if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
         ]
+        self._quantised = [m for m in lookup_modules(model) if isinstance(m, QuantisedKernel)]
         self.config = config
         self.num_steps = num_steps
         self.batches = 0
@@ -184,6 +187,7 @@ class StepOptimizer:
         for group, rate in zip(self.combined.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor  # pyright: ignore[reportIndexIssue]
         self._fused.step()  # hands the rate to the kernels; their update is part of backward
+        self._number_update()
         if self.batches % self.config.accumulate == 0:
             self._dense.zero_grad()
 
@@ -214,13 +218,21 @@ class StepOptimizer:
         self._dense.init_state()
 
     def set_batches(self, batches: int) -> None:
-        """Continue after so many batches: the schedule, and the step counter of fused kernels.
-
-        FBGEMM's Adam needs that counter and leaves it out of its state.
-        """
+        """Continue after so many batches: the schedule, and the step counter of fused kernels."""
         self.batches = batches
-        for kernel in self._kernels:
-            kernel.set_optimizer_step(batches)
+        self._number_update()
+
+    def _number_update(self) -> None:
+        """Tell fused kernels how many updates came before, for Adam's bias and for rounding.
+
+        FBGEMM counts its look-ups instead, those of evaluations and second passes too, and leaves
+        the count out of its state.
+        """
+        for kernel in self._fbgemm:
+            kernel.iter.fill_(self.batches)  # pyright: ignore[reportCallIssue]
+            kernel.iter_cpu.fill_(self.batches)
+        for kernel in self._quantised:
+            kernel.number = self.batches
 
     def rates(self) -> list[float]:
         """Current learning rates of all parameter groups."""

@@ -26,8 +26,7 @@ def plan_job(job: Job, hardware: Hardware) -> dict[str, Any]:
     specs = job.embedding.resolved()
     share = -(-job.train.batch_size // hardware.world_size)
     module = EmbeddingTables(job.data_schema, specs)
-    planned = make_plan(module, specs, job.embedding, hardware, share)
-    optimizer = job.embedding.optimizer
+    planned = make_plan(module, specs, hardware, share)
     rank_bytes: dict[int, int] = defaultdict(int)
     rank_ms: dict[int, float] = defaultdict(float)
     tables = {}
@@ -38,13 +37,13 @@ def plan_job(job: Job, hardware: Hardware) -> dict[str, Any]:
         table = specs[option.name]
         for shard in option.shards:
             rank = int(shard.rank or 0)
-            rank_bytes[rank] += static_bytes(table, optimizer, option, shard)
+            rank_bytes[rank] += static_bytes(table, option, shard)
             rank_ms[rank] += shard.perf.total if shard.perf else 0.0
         tables[option.name] = {
             "rows": table.rows,
             "dim": table.dim,
             "precision": table.precision,
-            "bytes": sum(static_bytes(table, optimizer, option, s) for s in option.shards),
+            "bytes": sum(static_bytes(table, option, s) for s in option.shards),
             "shards": len(option.shards),
             **_cost(option),
             "considered": others[option.name],

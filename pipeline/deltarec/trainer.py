@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
+import deltarec_kernels
 from deltarec import config as configuration
 from deltarec.balancing import BALANCERS
 from deltarec.checkpoint import Checkpoints, TrainState
@@ -31,8 +32,11 @@ from deltarec.data.files import Damage
 from deltarec.data.reader import Reader
 from deltarec.distributed import all_sum, rank, world_size
 from deltarec.embeddings import sharding
+from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.planning import Hardware, describe, make_plan
+from deltarec.embeddings.quantised_collections import quantised_tables
+from deltarec.embeddings.second_pass import SecondPass
 from deltarec.job import Job, Split
 from deltarec.metrics import METRICS
 from deltarec.metrics.evaluation import Evaluation, Result
@@ -72,6 +76,14 @@ class Trainer:
         )
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
+        self.quantised = {
+            name: table
+            for name, table in job.embedding.resolved().items()
+            if table.quantisation is not None
+        }
+        two_passes = any(t.quantisation.two_passes for t in self.quantised.values())  # pyright: ignore
+        self.second_pass = SecondPass(self.model) if two_passes else None
+        self.saturated: set[str] = set()
         self.state = TrainState()
         self.skipped: dict[Split, Skipped] = {}
         """What each split that was read has lost to damaged files."""
@@ -92,6 +104,8 @@ class Trainer:
         progress = Progress("train", self._total_samples(), self.state.samples)
         if self.state.step:
             progress.say(f"goes on from {self.checkpoints.find('latest')}")
+        if self.quantised:
+            progress.say(deltarec_kernels.describe())
         if self.job.train.warm_start and not self.checkpoints.find("latest"):
             warm = self.job.train.warm_start
             progress.say(warm_start(warm, self.model, self.optimizer, self.watchdog))
@@ -119,7 +133,7 @@ class Trainer:
                     skipped_rows=skipped.rows,
                     skipped_files=sorted(skipped.files),
                     seconds=time.monotonic() - started,
-                    position=batch.after,
+                    position=batch.next,
                 )
                 self._log_step(progress, batch.num_samples, losses)
                 told_to_end = supervision.after_step(self.state.step, losses)
@@ -190,6 +204,8 @@ class Trainer:
     def _train_step(self, batches: "_Batches") -> Tensor:
         """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
         losses, _ = self.pipeline.progress(batches)
+        if self.second_pass is not None:
+            self.second_pass(batches.in_training.to(self.device))
         return losses
 
     @contextmanager
@@ -225,8 +241,22 @@ class Trainer:
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
-        logged |= self._skipped_values("train")
+        logged |= self._log_codes(progress)
         self.run.log(self.state.step, "train", logged)
+
+    def _log_codes(self, progress: Progress) -> dict[str, float]:
+        """How quantised tables fare; warns once of each that saturates."""
+        if not self.quantised:
+            return {}
+        logged = {}
+        found = code_statistics(quantised_tables(self.model), self.quantised)
+        for name, statistics in found.items():
+            logged |= statistics.logged(name)
+            warning = saturation_warning(self.quantised[name], statistics)
+            if warning and name not in self.saturated:
+                self.saturated.add(name)
+                progress.say(warning)
+        return logged
 
     @contextmanager
     def _supervision(self) -> Iterator[Supervision]:
@@ -379,18 +409,11 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
     model = RankingModel(tables, network, balancer)
     share = -(-job.train.batch_size // world_size())
-    plan = make_plan(tables, specs, job.embedding, Hardware.here(device), share).plan
+    plan = make_plan(tables, specs, Hardware.here(device), share).plan
     assert plan is not None
-    description = describe(plan, specs, job.embedding.optimizer, world_size())
-    sharded = sharding.shard(model, plan, specs, job.embedding, device, job.train.seed)
+    description = describe(plan, specs, world_size())
+    sharded = sharding.shard(model, plan, specs, device, job.train.seed, job.train.batch_size)
     return sharded, description
-
-
-@dataclass(frozen=True)
-class _Trained:
-    num_samples: int
-    after: Position
-    lost: Counter[str]
 
 
 class _Batches(Iterator[Batch]):
@@ -398,14 +421,20 @@ class _Batches(Iterator[Batch]):
 
     def __init__(self, source: Iterator[Batch]) -> None:
         self.source = source
-        self.held: deque[_Trained] = deque()
+        self.held: deque[Batch] = deque()
 
     def __next__(self) -> Batch:
         batch = next(self.source)
-        self.held.append(_Trained(batch.num_samples, batch.next, batch.lost))
+        self.held.append(batch)
         return batch
 
-    def trained(self) -> _Trained:
+    @property
+    def in_training(self) -> Batch:
+        """The one that the pipeline's latest step has trained."""
+        return self.held[0]
+
+    def trained(self) -> Batch:
+        """That one, for the last time."""
         return self.held.popleft()
 
     def close(self) -> None:

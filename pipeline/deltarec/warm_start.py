@@ -106,10 +106,13 @@ def _known_as(key: str) -> str:
     """The name that a user knows: without its section, a table without its collection."""
     section, _, name = key.partition(".")
     table = re.fullmatch(
-        r"tables\.(?:pooled|weighted|unpooled\.\d+)\.\w+\.([^.]+)\.weight(?:(?:\.\1)?\.(.+))?", name
+        r"tables\.(?:pooled|weighted|unpooled\.\d+)\.\w+\.([^.]+)\.(weight|codes|step)"
+        r"(?:(?:\.\1)?\.(.+))?",
+        name,
     )
     if table:
-        name = f"tables.{table[1]}" + (f".{table[2]}" if table[2] else "")
+        part = table[3] or table[2].removeprefix("weight")
+        name = f"tables.{table[1]}" + (f".{part}" if part else "")
     return f"optimizer.{name}" if section == "optimizer" else name
 
 

@@ -154,7 +154,7 @@ def test_replicating_a_sequence_table_is_refused(data: Path):
 
 @pytest.mark.parametrize("name", TABLE_OPTIMIZERS)
 def test_the_schedule_reaches_the_fused_optimiser(data: Path, name: str):
-    if name == "adam":
+    if name.endswith("adam"):
         pytest.skip("FBGEMM has Adam on GPU only")
     job = small_job(
         data,

@@ -12,9 +12,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
@@ -32,7 +30,8 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from deltarec.embeddings.collections import EmbeddingTables
-from deltarec.embeddings.tables import EmbeddingConfig, TableOptimizer, TableSpec
+from deltarec.embeddings.quantised_collections import BagSharder, Sharder
+from deltarec.embeddings.tables import TableSpec
 
 AUTO = ["table_wise", "row_wise"]
 """What `sharding: auto` lets the planner choose from, and `table_row_wise` on several GPU nodes.
@@ -101,23 +100,6 @@ class Hardware:
         )
 
 
-class BagSharder(EmbeddingBagCollectionSharder):
-    """Offers every sharding on every device; the stock one has no row-wise bags on CPU."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [kind.value for kind in ShardingType]
-
-
-class Sharder(EmbeddingCollectionSharder):
-    """The same for sequences; without index de-duplication, which fails on CPU."""
-
-    def __init__(self) -> None:
-        super().__init__(use_index_dedup=False)
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return [kind.value for kind in ShardingType]
-
-
 SHARDERS: list[Any] = [BagSharder(), Sharder()]
 
 
@@ -143,12 +125,9 @@ class _StorageEstimator(EmbeddingStorageEstimator):
     table's type, and the state of an optimiser not yet applied as nothing.
     """
 
-    def __init__(
-        self, topology: Topology, tables: Mapping[str, TableSpec], optimizer: TableOptimizer
-    ) -> None:
+    def __init__(self, topology: Topology, tables: Mapping[str, TableSpec]) -> None:
         super().__init__(topology)
         self.tables = tables
-        self.optimizer = optimizer
         self.memory = "hbm" if topology.compute_device == "cuda" else "ddr"
 
     def estimate(self, sharding_options: list[Any], sharder_data_map: Any) -> None:
@@ -157,25 +136,22 @@ class _StorageEstimator(EmbeddingStorageEstimator):
             stock = option.tensor.element_size()
             for shard in option.shards:
                 rows, columns = shard.size
-                static = static_bytes(self.tables[option.name], self.optimizer, option, shard)
+                static = static_bytes(self.tables[option.name], option, shard)
                 moving = getattr(shard.storage, self.memory) - stock * rows * columns
                 setattr(shard.storage, self.memory, static + max(moving, 0))
 
 
-def static_bytes(
-    table: TableSpec, optimizer: TableOptimizer, option: ShardingOption, shard: Any
-) -> int:
+def static_bytes(table: TableSpec, option: ShardingOption, shard: Any) -> int:
     """Bytes of a shard's weights and fused optimiser state."""
     rows, columns = shard.size
     weights = table.weight_bytes(rows, columns)
     fused = option.compute_kernel == EmbeddingComputeKernel.FUSED.value
-    return weights + (optimizer.state_bytes(rows, columns) if fused else 0)
+    return weights + (table.state_bytes(rows, columns) if fused else 0)
 
 
 def make_plan(
     module: EmbeddingTables,
     tables: Mapping[str, TableSpec],
-    config: EmbeddingConfig,
     hardware: Hardware,
     batch_size: int,
 ) -> Planned:
@@ -187,14 +163,13 @@ def make_plan(
     Args:
         module: the collections, on the meta device.
         tables: the tables.
-        config: constraints and the optimiser.
         hardware: the machines.
         batch_size: samples of one rank's batch.
 
     Raises:
         ValueError: a table's sharding cannot be, or no plan fits the memory.
     """
-    _refuse_impossible(module, tables, config, hardware)
+    _refuse_impossible(module, tables, hardware)
     topology = hardware.topology()
     constraints = {name: _constraint(table, hardware) for name, table in tables.items()}
     planned = Planned()
@@ -208,7 +183,7 @@ def make_plan(
             constraints=constraints,
             estimator=[
                 EmbeddingPerfEstimator(topology=topology, constraints=constraints),
-                _StorageEstimator(topology, tables, config.optimizer),
+                _StorageEstimator(topology, tables),
             ],
         ),
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
@@ -222,16 +197,11 @@ def make_plan(
         else:
             planned.plan = planner.plan(module, SHARDERS)
     except PlannerError as error:
-        raise ValueError(_why_none_fits(tables, config, hardware)) from error
+        raise ValueError(_why_none_fits(tables, hardware)) from error
     return planned
 
 
-def describe(
-    plan: ShardingPlan,
-    tables: Mapping[str, TableSpec],
-    optimizer: TableOptimizer,
-    world_size: int,
-) -> str:
+def describe(plan: ShardingPlan, tables: Mapping[str, TableSpec], world_size: int) -> str:
     """The plan as a readable text: each table, its shards and their bytes; each rank's total."""
     lines = [
         f"{'table':24} {'rows':>12} {'dim':>4} {'type':>5} {'sharding':14} "
@@ -244,7 +214,7 @@ def describe(
         for rank, rows, columns in _shards(parameter, table, world_size):
             weights = table.weight_bytes(rows, columns) / 2**20
             replicated = parameter.sharding_type == ShardingType.DATA_PARALLEL.value
-            state = 0.0 if replicated else optimizer.state_bytes(rows, columns) / 2**20
+            state = 0.0 if replicated else table.state_bytes(rows, columns) / 2**20
             totals[rank] += weights + state
             shards.append(f"{rank}: {rows} x {columns}, {weights:.2f} + {state:.2f}")
         shown = shards if len(shards) <= 8 else [*shards[:4], f"… {len(shards)} in all"]
@@ -293,14 +263,24 @@ def _constraint(table: TableSpec, hardware: Hardware) -> ParameterConstraints:
 def _refuse_impossible(
     module: EmbeddingTables,
     tables: Mapping[str, TableSpec],
-    config: EmbeddingConfig,
     hardware: Hardware,
 ) -> None:
-    if hardware.device == "cpu" and not config.optimizer.runs_on_cpu:
-        raise ValueError(
-            "embedding.optimizer adam: FBGEMM has no fused Adam on CPU; "
-            "use rowwise_adagrad, adagrad or sgd, or train on a GPU"
-        )
+    for name, table in tables.items():
+        fbgemm = table.quantisation is None and table.sharding != "data_parallel"
+        if hardware.device == "cpu" and fbgemm and not table.optimizer.runs_on_cpu:
+            raise ValueError(
+                f"embedding.optimizer: table '{name}' is {table.precision}, and FBGEMM has no "
+                "fused Adam on CPU; use rowwise_adagrad, adagrad or sgd, make all tables int8, "
+                "int4 or int2, or train on a GPU"
+            )
+        most = -(-table.rows // hardware.world_size)
+        if table.sharding == "row_wise" and most * (hardware.world_size - 1) >= table.rows:
+            raise ValueError(
+                f"embedding.tables.{name}.sharding: row_wise gives some of "
+                f"{hardware.world_size} processes none of {table.rows} rows, on which TorchRec "
+                "crashes; choose table_wise"
+            )
+    _refuse_unequal_cuts(module, tables)
     for name in module.schema.unpooled_tables:
         if tables[name].sharding == "data_parallel":
             raise ValueError(
@@ -309,12 +289,25 @@ def _refuse_impossible(
             )
 
 
-def _why_none_fits(
-    tables: Mapping[str, TableSpec], config: EmbeddingConfig, hardware: Hardware
-) -> str:
+def _refuse_unequal_cuts(module: EmbeddingTables, tables: Mapping[str, TableSpec]) -> None:
+    """TorchRec cuts the columns of all tables of an EmbeddingCollection alike."""
+    widths: dict[int, dict[int, str]] = {}
+    for name in sorted(module.schema.unpooled_tables):
+        table = tables[name]
+        if table.sharding == "column_wise":
+            widths.setdefault(table.dim, {}).setdefault(table.column_block, name)
+    for found in widths.values():
+        if len(found) > 1:
+            (block, name), (other_block, other), *_ = found.items()
+            raise ValueError(
+                f"embedding.tables.{name}.column_block: got {block}, and {other_block} for "
+                f"'{other}'; TorchRec cuts all column_wise tables that sequences use alike"
+            )
+
+
+def _why_none_fits(tables: Mapping[str, TableSpec], hardware: Hardware) -> str:
     needed = sum(
-        table.weight_bytes(table.rows, table.dim)
-        + config.optimizer.state_bytes(table.rows, table.dim)
+        table.weight_bytes(table.rows, table.dim) + table.state_bytes(table.rows, table.dim)
         for table in tables.values()
     )
     usable = hardware.world_size * hardware.memory_bytes * (1 - RESERVED)

@@ -11,27 +11,41 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from deltarec.embeddings.initialise import initial_rows
 from deltarec.embeddings.planning import SHARDERS
-from deltarec.embeddings.tables import EmbeddingConfig, TableSpec, table_name
+from deltarec.embeddings.quantised_collections import quantised_tables
+from deltarec.embeddings.quantised_kernel import Settings, mark
+from deltarec.embeddings.tables import TableSpec, table_name
 
 
 def shard(
     model: nn.Module,
     plan: ShardingPlan,
     tables: Mapping[str, TableSpec],
-    config: EmbeddingConfig,
     device: torch.device,
     seed: int,
+    batch_size: int,
 ) -> DistributedModelParallel:
     """The model with its `tables` sharded by the plan and all the rest replicated.
 
     Fused optimisers are set on all tables but the data-parallel ones: TorchRec would leave those
     frozen. They are ordinary parameters, for the dense optimiser.
+
+    Args:
+        model: its `tables` on the meta device.
+        plan: of the collections in `tables`.
+        tables: the tables.
+        device: of this rank.
+        seed: of the initial weights, and of the rounding of quantised tables.
+        batch_size: samples of a global batch.
     """
     for name, parameter in model.named_parameters():
-        if _sharding_of(plan, name) not in (None, ShardingType.DATA_PARALLEL.value):
-            apply_optimizer_in_backward(
-                config.optimizer.torchrec_type, [parameter], config.optimizer.arguments()
-            )
+        if _sharding_of(plan, name) in (None, ShardingType.DATA_PARALLEL.value):
+            continue
+        table = tables[table_name(name)]
+        if table.quantisation is not None:
+            mark(parameter, Settings.of(table, seed, batch_size))
+        else:
+            optimizer = table.optimizer
+            apply_optimizer_in_backward(optimizer.torchrec_type, [parameter], optimizer.arguments())
     prefix = {f"tables.{path}": table_plan for path, table_plan in plan.plan.items()}
     parallel = DistributedModelParallel(
         model, device=device, plan=ShardingPlan(prefix), sharders=SHARDERS
@@ -53,7 +67,7 @@ def _initialise(
 ) -> None:
     for key, value in model.state_dict().items():
         name = table_name(key) if key.startswith("tables.") else None
-        if name is None:
+        if name is None or tables[name].quantisation is not None:
             continue
         table = tables[name]
         shards = (
@@ -64,3 +78,6 @@ def _initialise(
         for (row, column), tensor in shards:
             rows = initial_rows(name, row, row + tensor.shape[0], table.dim, table.init_std, seed)
             tensor.detach().copy_(rows[:, column : column + tensor.shape[1]])
+    for collection in quantised_tables(model):
+        for kernel in collection.kernels():
+            kernel.initialise(tables, seed)

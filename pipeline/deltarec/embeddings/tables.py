@@ -1,36 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """How embedding tables are declared: size, precision, sharding, optimiser."""
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torchrec.optim
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torchrec.modules.embedding_configs import DataType
 
+import deltarec_kernels as kernels
 from deltarec.config import Config, OneOf
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8", "int4", "int2"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
+RoundingMode = Literal["stochastic", "deterministic"]
+StepMode = Literal["fixed", "learned"]
 
-DATA_TYPES: dict[str, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+DATA_TYPES: dict[str, DataType] = {
+    "fp32": DataType.FP32,
+    "fp16": DataType.FP16,
+    "int8": DataType.INT8,
+    "int4": DataType.INT4,
+    "int2": DataType.INT2,
+}
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+"""Of the precisions whose tables our own kernels train; FBGEMM's train the others."""
 
 
 class TableOptimizer(Config):
-    """An optimiser that FBGEMM fuses into the backward pass."""
+    """An optimiser that is fused into the backward pass."""
 
     lr: float = Field(gt=0)
     """Learning rate; the schedule of `train` scales it too."""
 
     torchrec_type: ClassVar[Any]
     runs_on_cpu: ClassVar[bool] = True
+    """Whether FBGEMM has it there; our kernels have every one everywhere."""
 
-    def arguments(self) -> dict[str, float]:
+    def arguments(self) -> dict[str, Any]:
         return self.model_dump(exclude={"name"})
 
     def state_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of state for a shard of a table."""
+        """Bytes of FBGEMM's state for a shard of a table."""
         raise NotImplementedError
+
+    def for_kernels(self) -> kernels.Optimizer:
+        """The same optimiser of our own kernels, which have no weight decay."""
+        arguments = self.model_dump(exclude={"lr", "betas", "weight_decay"})
+        beta1, beta2 = getattr(self, "betas", (0.9, 0.999))
+        return kernels.Optimizer(learning_rate=self.lr, beta1=beta1, beta2=beta2, **arguments)
 
 
 class SGD(TableOptimizer):
@@ -70,7 +89,7 @@ class RowWiseAdagrad(TableOptimizer):
 
 
 class Adam(TableOptimizer):
-    """Adam with two state values an element; FBGEMM has it on GPU only."""
+    """Adam with two state values an element; for fp32 and fp16 tables on GPU only."""
 
     name: Literal["adam"]
     betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
@@ -87,12 +106,38 @@ class Adam(TableOptimizer):
         return 2 * rows * columns * 4
 
 
+class RowWiseAdam(Adam):
+    """Adam with one second moment a row; for fp32 and fp16 tables on GPU only."""
+
+    name: Literal["rowwise_adam"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    torchrec_type = torchrec.optim.PartialRowWiseAdam
+
+    def state_bytes(self, rows: int, columns: int) -> int:
+        return rows * (columns + 1) * 4
+
+
 TABLE_OPTIMIZERS: dict[str, type[TableOptimizer]] = {
     "sgd": SGD,
     "adagrad": Adagrad,
     "rowwise_adagrad": RowWiseAdagrad,
     "adam": Adam,
+    "rowwise_adam": RowWiseAdam,
 }
+STEP_OPTIMIZERS: dict[str, type[TableOptimizer]] = {"sgd": SGD, "adagrad": Adagrad, "adam": Adam}
+
+
+class Alpt(Config):
+    """How steps are learned (Li et al., Adaptive Low-Precision Training, AAAI 2023)."""
+
+    passes: Literal["two", "one"] = "two"
+    """Whether the steps' gradient comes from a second forward and backward over the updated rows,
+    as in the paper, or from the first one, which costs nothing and is an approximation."""
+    step_optimizer: Annotated[TableOptimizer, OneOf(STEP_OPTIMIZERS)] = Adam(name="adam", lr=1e-4)
+    """Its state is one fp32 number (adagrad) or two (adam) for each row and column block."""
+    gradient_scale: Literal["bdq", "dq", "none"] = "bdq"
+    """Factor on the steps' gradient: 1 / sqrt(global batch size x columns that share a step x
+    largest code), the same without the batch size, or 1."""
 
 
 class Table(Config):
@@ -105,8 +150,12 @@ class Table(Config):
     sharding: Sharding | None = None
     column_block: int | None = Field(default=None, gt=0)
     """Column-wise shards are this many columns wide (the last one may be narrower). Row-wise
-    optimiser state is kept by row and shard, so another value trains another model."""
+    optimiser state is kept by row and shard, and of a quantised table by row and block, as the step
+    is, so another value trains another model."""
     init_std: float | None = Field(default=None, gt=0)
+    rounding: RoundingMode | None = None
+    step: StepMode | None = None
+    initial_step: float | None = Field(default=None, gt=0)
 
 
 class EmbeddingConfig(Config):
@@ -124,12 +173,53 @@ class EmbeddingConfig(Config):
         name="rowwise_adagrad", lr=0.05
     )
     """Fused into the backward pass; data-parallel tables are left to `train.optimizer`."""
+    rounding: RoundingMode = "stochastic"
+    """Of the codes of int8, int4 and int2 tables."""
+    step: StepMode = "learned"
+    """The value of an int8, int4 or int2 table is its code times a step: fixed for all rows (LPT),
+    or learned for each row and column block (ALPT)."""
+    initial_step: float | None = Field(default=None, gt=0)
+    """By the rule of LSQ if not given: 2 mean|w| / sqrt(largest code) of the initial weights."""
+    alpt: Alpt = Alpt()
+    """How steps are learned."""
     tables: dict[str, Table]
     """The tables by name; a feature uses the table of its own name unless it names another."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EmbeddingConfig":
+        for name, table in self.tables.items():
+            spec = TableSpec.of(name, table, self)
+            for key in ("rounding", "step", "initial_step"):
+                if spec.quantisation is None and getattr(table, key) is not None:
+                    raise ValueError(
+                        f"tables.{name}.{key}: is for int8, int4 and int2 tables, this one is "
+                        f"{spec.precision}"
+                    )
+            if spec.quantisation is not None:
+                spec.check_quantised()
+        return self
 
     def resolved(self) -> dict[str, "TableSpec"]:
         """Each table with everything it inherits."""
         return {name: TableSpec.of(name, table, self) for name, table in self.tables.items()}
+
+
+class Quantisation(Config):
+    """How a table of integer codes is trained, resolved."""
+
+    bits: int
+    rounding: RoundingMode
+    initial_step: float
+    alpt: Alpt | None
+    """None: steps are fixed."""
+
+    @property
+    def step_optimizer(self) -> kernels.Optimizer | None:
+        return self.alpt.step_optimizer.for_kernels() if self.alpt else None
+
+    @property
+    def two_passes(self) -> bool:
+        return self.alpt is not None and self.alpt.passes == "two"
 
 
 class TableSpec(Config):
@@ -142,18 +232,34 @@ class TableSpec(Config):
     sharding: Sharding
     column_block: int
     init_std: float
+    optimizer: TableOptimizer
+    quantisation: Quantisation | None
 
     @classmethod
     def of(cls, name: str, table: Table, defaults: EmbeddingConfig) -> "TableSpec":
         dim = table.dim or defaults.dim
+        precision = table.precision or defaults.precision
+        init_std = table.init_std or defaults.init_std
+        quantisation = None
+        if precision in BITS:
+            bits = BITS[precision]
+            given = table.initial_step or defaults.initial_step
+            quantisation = Quantisation(
+                bits=bits,
+                rounding=table.rounding or defaults.rounding,
+                initial_step=given or lsq_step(init_std, bits),
+                alpt=defaults.alpt if (table.step or defaults.step) == "learned" else None,
+            )
         return cls(
             name=name,
             rows=table.rows,
             dim=dim,
-            precision=table.precision or defaults.precision,
+            precision=precision,
             sharding=table.sharding or defaults.sharding,
             column_block=table.column_block or dim,
-            init_std=table.init_std or defaults.init_std,
+            init_std=init_std,
+            optimizer=defaults.optimizer,
+            quantisation=quantisation,
         )
 
     @property
@@ -161,8 +267,61 @@ class TableSpec(Config):
         return DATA_TYPES[self.precision]
 
     def weight_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the weights of a shard."""
-        return rows * columns * {"fp32": 4, "fp16": 2}[self.precision]
+        """Bytes of the weights of a shard; codes and steps of a quantised table."""
+        if self.quantisation is None:
+            return rows * columns * {"fp32": 4, "fp16": 2}[self.precision]
+        codes = kernels.row_bytes(columns, self.quantisation.bits)
+        return rows * (codes + 4 * self._blocks(columns))
+
+    def state_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of the fused optimisers' state of a shard: of the rows, and of their steps."""
+        if self.quantisation is None:
+            return self.optimizer.state_bytes(rows, columns)
+        step_optimizer = self.quantisation.step_optimizer
+        blocks = self._blocks(columns)
+        kinds = self.optimizer.for_kernels().moments
+        values = kinds.count("element") * columns + kinds.count("row") * blocks
+        if step_optimizer:
+            values += blocks * sum(kind is not None for kind in step_optimizer.moments)
+        return rows * values * 4
+
+    def check_quantised(self) -> None:
+        """Refuse what our kernels cannot be.
+
+        Raises:
+            ValueError: the sharding, the column block or the optimiser does not go with codes.
+        """
+        where = f"tables.{self.name}"
+        if self.sharding == "data_parallel":
+            raise ValueError(
+                f"{where}.sharding: a data_parallel table is trained by the dense optimiser, which "
+                f"needs fp32 weights, and this one is {self.precision}; choose table_wise, row_wise"
+                " or column_wise, or fp32"
+            )
+        block = self.column_block
+        if self.dim % block or (block != self.dim and block % 8):
+            raise ValueError(
+                f"{where}.column_block: got {block}; of {self.precision} tables it must divide the "
+                f"{self.dim} columns and be a multiple of 8: codes are packed and rounded by eights"
+            )
+        optimizers = {"optimizer": self.optimizer}
+        if self.quantisation and self.quantisation.alpt:
+            optimizers["alpt.step_optimizer"] = self.quantisation.alpt.step_optimizer
+        for key, optimizer in optimizers.items():
+            if getattr(optimizer, "weight_decay", 0.0):
+                raise ValueError(
+                    f"{key}.weight_decay: got {optimizer.weight_decay}, but the {self.precision} "  # pyright: ignore
+                    f"table '{self.name}' is trained by kernels that have none; leave it out"
+                )
+
+    def _blocks(self, columns: int) -> int:
+        return -(-columns // self.column_block)
+
+
+def lsq_step(init_std: float, bits: int) -> float:
+    """LSQ's initial step, 2 mean|w| / sqrt(largest code), for w normal around 0."""
+    mean = init_std * math.sqrt(2 / math.pi)
+    return 2 * mean / math.sqrt(2 ** (bits - 1) - 1)
 
 
 def table_name(parameter: str) -> str:
