@@ -125,7 +125,7 @@ def test_losses_agree_over_a_hundred_steps(data: Path, passes: str):
         2: quantised_job(data, "column_wise", **options),
         4: quantised_job(data, "row_wise", **options),
     }
-    runs = [run_ranks(ranks, train, data / passes, job)[0] for ranks, job in jobs.items()]
+    runs = [run_ranks(ranks, train, data / passes, job, timeout=600)[0] for ranks, job in jobs.items()]
     assert len(runs[0]["losses"]) == 100
     assert_equal_losses(runs, tolerance=1e-4)
 
