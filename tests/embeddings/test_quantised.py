@@ -322,9 +322,10 @@ def test_what_cannot_be_is_refused(data: Path, overrides: dict[str, Any], messag
 
 
 def test_rows_for_every_process_or_a_refusal(data: Path):
-    job = quantised_job(data, "row_wise", embedding__tables__country__rows=20)
+    job = quantised_job(data, embedding__tables__country__sharding="row_wise")
+    plan_job(job, Hardware.cpu(1, 10, 2**30))
     with pytest.raises(ValueError, match=r"country.sharding: row_wise .* choose table_wise"):
-        plan_job(job, Hardware.cpu(1, 19, 2**30))
+        plan_job(job, Hardware.cpu(1, 13, 2**30))
 
 
 def test_another_cut_of_columns_does_not_load(data: Path, tmp_path: Path):
@@ -348,8 +349,8 @@ def test_the_schedule_reaches_codes_and_steps(data: Path, tmp_path: Path):
         train__pipeline="plain",
     )
     slow, normal = (run_ranks(1, rates_after, tmp_path, job, batches)[0] for batches in (0, 9))
-    assert slow == pytest.approx([0.03, 1e-5])
-    assert normal == pytest.approx([0.3, 1e-4])
+    assert slow == pytest.approx([0.03, 2e-6])
+    assert normal == pytest.approx([0.3, 2e-5])
 
 
 def rates_after(folder: Path, job: Any, batches: int) -> list[float]:

@@ -133,7 +133,7 @@ class Alpt(Config):
     passes: Literal["two", "one"] = "two"
     """Whether the steps' gradient comes from a second forward and backward over the updated rows,
     as in the paper, or from the first one, which costs nothing and is an approximation."""
-    step_optimizer: Annotated[TableOptimizer, OneOf(STEP_OPTIMIZERS)] = Adam(name="adam", lr=1e-4)
+    step_optimizer: Annotated[TableOptimizer, OneOf(STEP_OPTIMIZERS)] = Adam(name="adam", lr=2e-5)
     """Its state is one fp32 number (adagrad) or two (adam) for each row and column block."""
     gradient_scale: Literal["bdq", "dq", "none"] = "bdq"
     """Factor on the steps' gradient: 1 / sqrt(global batch size x columns that share a step x
