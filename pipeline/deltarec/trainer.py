@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -241,6 +241,7 @@ class Trainer:
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
+        logged |= self._skipped_values("train")
         logged |= self._log_codes(progress)
         self.run.log(self.state.step, "train", logged)
 
