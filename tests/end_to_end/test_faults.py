@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from deltarec.cli import main
+from deltarec.distributed import process_group
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
@@ -89,3 +91,70 @@ def test_lost_rows_count_nowhere(data: Path):
         told = [line for line in run["out"].splitlines() if line.startswith("skipped, as data.on")]
         assert sum("train/0.parquet: row group" in line for line in told) == 1
         assert sum("train/1.parquet: not a readable Parquet" in line for line in told) == 1
+
+
+@pytest.mark.parametrize("file_rows", [[1, 1, 1980, 3, 15], [2]])
+def test_very_unequal_files(data: Path, file_rows: list[int]):
+    """Whole files of one row group, tiny ones, and fewer rows than ranks."""
+    table = pq.read_table(data / "train" / "0.parquet")
+    (data / "train" / "0.parquet").unlink()
+    start = 0
+    for i, rows in enumerate(file_rows):
+        pq.write_table(table.slice(start, rows), data / "train" / f"{i}.parquet")
+        start += rows
+    pq.write_table(table.slice(0, 1), data / "valid" / "0.parquet")
+    job = small_job(data, train__epochs=2, train__max_steps=30)
+    alone, three = (run_ranks(ranks, train, data / "unequal", job)[0] for ranks in (1, 3))
+    torch.testing.assert_close(losses(three), losses(alone), rtol=1e-4, atol=0)
+    for run in (alone, three):
+        assert run["result"]["samples"] == min(2 * sum(file_rows), 3000)
+        assert run["result"]["valid"]["click"]["all"]["n"] == 1
+
+
+def fit(run: Path, job: Job) -> None:
+    with process_group() as device:
+        Trainer(job, RunFolder(run), device).fit()
+
+
+@pytest.mark.parametrize(
+    ("rows", "overrides", "message"),
+    [
+        (1900, {}, "the data are not those of the checkpoint to resume: rows: 2000 there, 1900 "),
+        (2000, {"train__seed": 4}, "seed of the shuffle: 3 there, 4 here; give back its files "),
+    ],
+)
+def test_resuming_on_other_data(data: Path, rows: int, overrides: dict[str, Any], message: str):
+    fit(data / "run", small_job(data, data__valid=[], train__max_steps=2))
+    path = data / "train" / "0.parquet"
+    if rows < 2000:
+        pq.write_table(pq.read_table(path).slice(0, rows), path, row_group_size=100)
+    with pytest.raises(ValueError, match=message):
+        fit(data / "run", small_job(data, data__valid=[], train__max_steps=4, **overrides))
+
+
+def test_a_resumed_job_goes_on_counting(data: Path):
+    damage(data)
+    options: dict[str, Any] = {"data__on_bad_file": "skip", "data__valid": []}
+    whole = small_job(data, **options)
+    fit(data / "whole", whole)
+    fit(data / "cut", small_job(data, train__max_steps=9, **options))
+    first = json.loads((data / "cut" / "result.json").read_text())
+    fit(data / "cut", whole)
+    results = [json.loads((data / name / "result.json").read_text()) for name in ("whole", "cut")]
+    assert 0 < first["skipped"]["train"]["rows"] < 300
+    for result in results:
+        assert result["skipped"] == {"train": {"files": 2, "rows": 300}}
+        assert result["samples"] == 1700
+
+
+def test_evaluate_says_what_it_skipped(data: Path, capsys: pytest.CaptureFixture[str]):
+    fit(data / "run", small_job(data, train__max_steps=1))
+    damage(data)
+    evaluate = ["evaluate", "--run-dir", str(data / "run"), "--split", "valid", "--json"]
+    assert main(evaluate) == 2
+    assert "0.parquet: not a readable" not in (found := capsys.readouterr().err)
+    assert "train/1.parquet: not a readable Parquet file" in found
+    assert main([*evaluate, "--set", "data.on_bad_file=skip"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["skipped"] == {"files": 1, "rows": 100}
+    assert answer["metrics"]["click"]["all"]["n"] == 400

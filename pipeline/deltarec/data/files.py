@@ -52,7 +52,7 @@ class ParquetFile:
             source = self._source()
             num_bytes = source.size()
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+            raise ValueError(f"{self.path}: cannot be read: {one_line(error)}") from error
         if num_bytes != self.num_bytes:
             raise ValueError(
                 f"{self.path}: it has changed since the job began, from {self.num_bytes} bytes to "
@@ -71,7 +71,7 @@ class ParquetFile:
                 while source.read(READ_BYTES):
                     pass
         except OSError as error:
-            raise ValueError(f"{self.path}: cannot be read: {error}") from error
+            raise ValueError(f"{self.path}: cannot be read: {one_line(error)}") from error
 
     def _source(self) -> pa.NativeFile:
         local = isinstance(self.filesystem, fs.LocalFileSystem)
@@ -121,6 +121,11 @@ def find(
             f"the dataset is empty: {', '.join(patterns)} under {source} has no rows{skipped}"
         )
     return files
+
+
+def one_line(error: Exception) -> str:
+    """An error of Arrow's, whose messages may have several lines."""
+    return " ".join(str(error).split())
 
 
 def _open_filesystem(source: str) -> tuple[fs.FileSystem, str]:
@@ -173,13 +178,13 @@ def _read_footer(filesystem: fs.FileSystem, path: str) -> ParquetFile | str:
             if FOOTER_BYTES < length <= num_bytes:
                 footer = _tail(stream, length)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from error
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
         file = ParquetFile(filesystem, path, metadata, num_bytes)
         assert file.schema.names is not None  # here, where an error is still the file's
     except UNREADABLE as error:
-        return f"not a readable Parquet file: {error}"
+        return f"not a readable Parquet file: {one_line(error)}"
     if min(file.row_groups, default=0) < 0 or sum(file.row_groups) != metadata.num_rows:
         return "not a readable Parquet file: its footer contradicts itself on the number of rows"
     return file

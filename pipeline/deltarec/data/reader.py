@@ -27,7 +27,7 @@ from deltarec.config import Config
 from deltarec.data.batch import Batch, Position, make_batch
 from deltarec.data.block import Block
 from deltarec.data.decode import decode
-from deltarec.data.files import UNREADABLE, Damage, ParquetFile
+from deltarec.data.files import UNREADABLE, Damage, ParquetFile, one_line
 from deltarec.data.prefetch import prefetched
 from deltarec.data.schema import Schema
 from deltarec.data.streams import EpochOrder, Segment
@@ -147,7 +147,7 @@ class Reader:
         return {
             "rows": self.num_samples,
             "row groups": len(groups),
-            "digest of the row groups' sizes": hashlib.sha256(repr(groups).encode()).hexdigest(),
+            "digest of the row groups' sizes": hashlib.sha256(repr(groups).encode()).hexdigest()[:16],
             "data.reader.streams": self.order.num_streams,
             "data.reader.shuffle_window": self.order.window,
             "seed of the shuffle": self.order.seed,
@@ -294,7 +294,7 @@ class Reader:
             with file.open() as parquet:
                 yield from _read_row_group(parquet, group, columns)
         except UNREADABLE as error:
-            what = f"row group {group} cannot be read, the file is damaged: {error}"
+            what = f"row group {group} cannot be read, the file is damaged: {one_line(error)}"
             if self.schema.on_bad_file == "stop":
                 raise ValueError(
                     f"{file.path}: {what}; mend or remove the file, or set data.on_bad_file to skip"

@@ -156,7 +156,9 @@ def _row_groups(tables: Iterable[pa.Table], ends: list[int]) -> Iterator[pa.Tabl
 def _writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
     # Random floats have no repeats for a dictionary to find; looking for them takes half the time.
     repeating: Any = [field.name for field in schema if not pa.types.is_floating(field.type)]
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=repeating)
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=repeating, write_page_checksum=True
+    )
 
 
 def _ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
