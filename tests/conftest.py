@@ -48,15 +48,8 @@ def one_process() -> Iterator[torch.device]:
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120):
     """Run a module-level function as `world_size` gloo ranks; returns the ranks' results."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec"])  # imported once, then every rank is a quick fork
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
+        ranks = start_ranks(folder, world_size, function, *args)
         for process in ranks:
             process.join(timeout)
         stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]
@@ -70,6 +63,19 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     if stuck or None in outcomes:
         raise AssertionError(f"ranks {stuck} of {world_size} did not finish within {timeout} s")
     return [outcome[1] for outcome in outcomes]
+
+
+def start_ranks(folder: str, world_size: int, function: Callable[..., Any], *args: Any):
+    """The processes alone; each leaves `result_RANK` in the folder, unless it is killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchrec"])  # imported once, then every rank is a quick fork
+    ranks = [
+        context.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
 
 
 def _rank_main(
