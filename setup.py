@@ -35,6 +35,7 @@ def extension() -> dict:
             "kernels/csrc/arguments.h",
             "kernels/csrc/group.h",
             "kernels/csrc/kernels.inl",
+            "kernels/csrc/scratch.h",
             "kernels/csrc/share.h",
             "kernels/csrc/vectors.inl",
         ],
@@ -80,6 +81,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "bench": ["matplotlib"],
         "dev": [
             "hypothesis",
             "kubernetes",  # for dry runs of its scheduler

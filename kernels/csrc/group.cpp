@@ -7,11 +7,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
 
+#include "scratch.h"
 #include "share.h"
 
 namespace deltarec {
@@ -93,20 +93,20 @@ void sort_bucket(Item<Key>* items, Item<Key>* other, int64_t count, int shift) {
 
 template <typename Key>
 int64_t group_by(const GroupArguments& a) {
-  // Not vectors: they would write zeros first.
-  std::unique_ptr<Item<Key>[]> other(new Item<Key>[a.num_ids]), items(new Item<Key>[a.num_ids]);
+  Item<Key>* items = scratch<Slot::kItems, Item<Key>>(a.num_ids);
+  Item<Key>* other = scratch<Slot::kOtherItems, Item<Key>>(a.num_ids);
   int shift = 0;
   while ((a.num_rows - 1) >> shift >= kBuckets) ++shift;
   int64_t invalid;
-  const std::vector<int64_t> starts = cut(a, other.get(), items.get(), shift, invalid);
+  const std::vector<int64_t> starts = cut(a, other, items, shift, invalid);
   if (invalid >= 0) return -1 - invalid;
   // A row's ids are all in one bucket: first count each bucket's rows, then write them in place.
   std::vector<int64_t> distinct(kBuckets + 1, 0);
   share(starts.data(), kBuckets, 1, [&](int64_t first, int64_t last) {
     for (int64_t bucket = first; bucket < last; ++bucket) {
-      Item<Key>* item = items.get() + starts[bucket];
+      Item<Key>* item = items + starts[bucket];
       const int64_t count = starts[bucket + 1] - starts[bucket];
-      sort_bucket(item, other.get() + starts[bucket], count, shift);
+      sort_bucket(item, other + starts[bucket], count, shift);
       for (int64_t i = 0; i < count; ++i)
         distinct[bucket + 1] += i == 0 || item[i].row != item[i - 1].row;
     }

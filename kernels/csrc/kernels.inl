@@ -28,33 +28,37 @@ inline f32x8 dequantise(const uint8_t* codes, float step, int64_t count) {
 
 // ---- lookup ----
 
-// Sums `Vectors` times eight columns of the ids [first, last) in registers.
-template <int Bits, int Vectors>
+// Sums `Vectors` times eight columns of the ids [first, last) in registers; of the last vector the
+// table may have fewer. The sums of a loop that is not unrolled would be kept in memory.
+template <int Bits, int Vectors, bool Whole>
 void pool_columns(const LookupArguments& a, const Table& table, int64_t first, int64_t last,
                   int64_t end, int64_t column, int64_t width, float scale, int64_t out) {
   const int64_t stride = row_bytes(table.dim, Bits), blocks = table.dim / table.block;
   const uint8_t* codes = a.codes + table.code_offset + column / 8 * Bits;
   const float* step = a.step + table.step_offset + column / table.block;
+  const int64_t* ids = a.ids;
+  const float* weights = a.weights;
+  const int64_t rest = Whole ? 8 : width - 8 * (Vectors - 1);
   f32x8 total[Vectors];
+#pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) total[v] = splat(0.0f);
   for (int64_t i = first; i < last; ++i) {
     if (i + kAhead < end) {
-      const int64_t ahead = a.ids[i + kAhead];
+      const int64_t ahead = ids[i + kAhead];
       prefetch(codes + ahead * stride, Vectors * Bits);
       __builtin_prefetch(step + ahead * blocks);
     }
-    const int64_t row = a.ids[i];
-    const float factor = a.weights ? a.weights[i] * step[row * blocks] : step[row * blocks];
+    const int64_t row = ids[i];
+    const float factor = weights ? weights[i] * step[row * blocks] : step[row * blocks];
     const uint8_t* from = codes + row * stride;
-    if (width == 8 * Vectors) {
-      for (int v = 0; v < Vectors; ++v) total[v] += dequantise<Bits>(from + v * Bits, factor, 8);
-    } else {
-      for (int v = 0; v < Vectors; ++v)
-        total[v] += dequantise<Bits>(from + v * Bits, factor, width - 8 * v);
-    }
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v)
+      total[v] += dequantise<Bits>(from + v * Bits, factor, v + 1 < Vectors ? 8 : rest);
   }
+#pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v)
-    store_output(a.output_type, a.output, out + 8 * v, total[v] * scale, width - 8 * v);
+    store_output(a.output_type, a.output, out + 8 * v, total[v] * scale,
+                 v + 1 < Vectors ? 8 : rest);
 }
 
 // Whether all ids [first, last) are inside the table.
@@ -80,7 +84,10 @@ void pool(const LookupArguments& a, const Table& table, int64_t first, int64_t l
       switch ((width + 7) / 8) {
 #define DELTAREC_CASE(N)                                                                          \
   case N:                                                                                         \
-    pool_columns<Bits, N>(a, table, first, last, end, column, width, scale, out + column);        \
+    if (width == 8 * N)                                                                           \
+      pool_columns<Bits, N, true>(a, table, first, last, end, column, width, scale, out + column); \
+    else                                                                                          \
+      pool_columns<Bits, N, false>(a, table, first, last, end, column, width, scale, out + column); \
     break;
         DELTAREC_CASE(1)
         DELTAREC_CASE(2)
@@ -190,9 +197,23 @@ struct Row {
   int64_t elements;  // offset of the row in element-wise state
 };
 
+// The functions of a row take its width as a template argument where it is a usual one: without that
+// the update of 64 columns took 1.35 times as long. `Dim` 0 is any width, and any column block.
+template <int Dim>
+int64_t width_of(int64_t width) {
+  return Dim ? Dim : width;
+}
+
+// Columns of a vector where `rest` are left; the usual widths are whole vectors.
+template <int Dim>
+int64_t lanes_of(int64_t rest) {
+  return Dim ? 8 : rest;
+}
+
+template <int Dim>
 inline Row locate(const UpdateArguments& a, const Table& table, int64_t row, int bits) {
   const int64_t local = row - table.first_row;
-  const int64_t row_wise = table.step_offset + local * (table.dim / table.block);
+  const int64_t row_wise = table.step_offset + local * (Dim ? 1 : table.dim / table.block);
   return {&table, a.codes + table.code_offset + local * row_bytes(table.dim, bits),
           a.step + row_wise, row_wise, table.element_offset + local * table.dim};
 }
@@ -210,27 +231,29 @@ inline Row locate(const UpdateArguments& a, const Table& table, int64_t row, int
   if (a.optimizer == Optimizer::kAdam) prefetch(a.moment2 + row.elements, 4 * row.table->dim);
 }
 
-// The functions of a row take its width as a template argument where it is a usual one: without that
-// the update of 64 columns took 1.35 times as long. `Dim` 0 is any width, and any column block.
+// Sums the occurrences [first, last), up to 64 columns at a time in registers; `total` is padded with
+// zeros to whole vectors.
 template <int Dim>
-int64_t width_of(int64_t width) {
-  return Dim ? Dim : width;
-}
-
-// Adds one occurrence; `total` is padded with zeros to whole vectors.
-template <int Dim>
-inline void add_occurrence(const UpdateArguments& a, int64_t at, int64_t width, float* total) {
-  const float* from = a.gradient + a.places[at];
-  const float weight = a.weights ? a.weights[at] : 1.0f;
-  for (int64_t column = 0; column < width_of<Dim>(width); column += 8) {
-    const f32x8 part = load(from + column, width_of<Dim>(width) - column);
-    const f32x8 scaled = a.weights ? part * weight : part;
-    store(total + column, load(total + column) + scaled);
+void sum_occurrences(const UpdateArguments& a, int64_t first, int64_t last, int64_t width,
+                     float* total) {
+  constexpr int kVectors = Dim == 0 ? 1 : Dim < 64 ? Dim / 8 : 8;
+  for (int64_t column = 0; column < width_of<Dim>(width); column += 8 * kVectors) {
+    const int64_t count = lanes_of<Dim>(width - column);
+    f32x8 sums[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] = splat(0.0f);
+    for (int64_t at = first; at < last; ++at) {
+      const float* from = a.gradient + a.places[at] + column;
+      const float weight = a.weights ? a.weights[at] : 1.0f;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const f32x8 part = load(from + 8 * v, count);
+        sums[v] += a.weights ? part * weight : part;
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) store(total + column + 8 * v, sums[v]);
   }
-}
-
-inline void clear(float* to, int64_t width) {
-  for (int64_t column = 0; column < width; column += 8) store(to + column, splat(0.0f));
 }
 
 // The sum of a row's occurrences; it may be the gradient itself where there is only one.
@@ -242,15 +265,9 @@ const float* sum_gradient(const UpdateArguments& a, int64_t run, int64_t width, 
   for (int64_t at = first + kAhead; at < last + kAhead && at < end; ++at)
     prefetch(a.gradient + a.places[at], 4 * width);
   if (Dim && last == first + 1 && !a.weights) return a.gradient + a.places[first];
-  clear(total, width);
-  for (int64_t block = first; block < last; block += kBlock) {
-    const int64_t block_end = block + kBlock < last ? block + kBlock : last;
-    if (block == first) {
-      for (int64_t at = block; at < block_end; ++at) add_occurrence<Dim>(a, at, width, total);
-      continue;
-    }
-    clear(part, width);
-    for (int64_t at = block; at < block_end; ++at) add_occurrence<Dim>(a, at, width, part);
+  sum_occurrences<Dim>(a, first, last < first + kBlock ? last : first + kBlock, width, total);
+  for (int64_t block = first + kBlock; block < last; block += kBlock) {
+    sum_occurrences<Dim>(a, block, last < block + kBlock ? last : block + kBlock, width, part);
     for (int64_t column = 0; column < width; column += 8)
       store(total + column, load(total + column) + load(part + column));
   }
@@ -261,7 +278,7 @@ template <int Dim>
 inline float mean_square(const float* gradient, int64_t width) {
   Products total;
   for (int64_t column = 0; column < width_of<Dim>(width); column += 8) {
-    const f32x8 lanes = load(gradient + column, width_of<Dim>(width) - column);
+    const f32x8 lanes = load(gradient + column, lanes_of<Dim>(width - column));
     total.add(lanes, lanes);
   }
   return (float)(total.sum() / (double)width_of<Dim>(width));
@@ -283,42 +300,42 @@ inline void optimise(const UpdateArguments& a, const Row& row, int64_t block, fl
     state = r.beta2 * state + r.rest2 * mean_square<Dim>(gradient, columns);
     row_wise_root = __builtin_sqrtf(state / r.correction2) + r.eps;
   }
-  for (int64_t column = 0; column < columns; column += 8) {
-    const int64_t count = columns - column;
-    const f32x8 g = load(gradient + column, count);
-    f32x8 move = splat(0.0f);
-    switch (a.optimizer) {
-      case Optimizer::kNone:
-        break;
-      case Optimizer::kSgd:
-        move = r.learning_rate * g;
-        break;
-      case Optimizer::kRowwiseAdagrad:
-        move = row_wise_rate * g;
-        break;
-      case Optimizer::kAdagrad: {
+  const auto each = [&](auto move) {
+    for (int64_t column = 0; column < columns; column += 8) {
+      const int64_t count = lanes_of<Dim>(columns - column);
+      const f32x8 value = dequantise<Bits>(codes + column / 8 * Bits, step, count);
+      store(weight + column, value - move(load(gradient + column, count), column, count), count);
+    }
+  };
+  const auto momentum = [&](f32x8 g, int64_t column, int64_t count) {
+    const f32x8 first = r.beta1 * load(a.moment1 + elements + column, count) + r.rest1 * g;
+    store(a.moment1 + elements + column, first, count);
+    return r.learning_rate * (first / r.correction1);
+  };
+  switch (a.optimizer) {
+    case Optimizer::kNone:
+      return each([](f32x8, int64_t, int64_t) { return splat(0.0f); });
+    case Optimizer::kSgd:
+      return each([&](f32x8 g, int64_t, int64_t) { return r.learning_rate * g; });
+    case Optimizer::kRowwiseAdagrad:
+      return each([&](f32x8 g, int64_t, int64_t) { return row_wise_rate * g; });
+    case Optimizer::kAdagrad:
+      return each([&](f32x8 g, int64_t column, int64_t count) {
         const f32x8 state = load(a.moment1 + elements + column, count) + g * g;
         store(a.moment1 + elements + column, state, count);
-        move = (r.learning_rate * g) / (square_root(state) + r.eps);
-        break;
-      }
-      case Optimizer::kAdam:
-      case Optimizer::kRowwiseAdam: {
-        const f32x8 first =
-            r.beta1 * load(a.moment1 + elements + column, count) + r.rest1 * g;
-        store(a.moment1 + elements + column, first, count);
-        f32x8 root = splat(row_wise_root);
-        if (a.optimizer == Optimizer::kAdam) {
-          const f32x8 second =
-              r.beta2 * load(a.moment2 + elements + column, count) + r.rest2 * (g * g);
-          store(a.moment2 + elements + column, second, count);
-          root = square_root(second / r.correction2) + r.eps;
-        }
-        move = (r.learning_rate * (first / r.correction1)) / root;
-        break;
-      }
-    }
-    store(weight + column, dequantise<Bits>(codes + column / 8 * Bits, step, count) - move, count);
+        return (r.learning_rate * g) / (square_root(state) + r.eps);
+      });
+    case Optimizer::kRowwiseAdam:
+      return each([&](f32x8 g, int64_t column, int64_t count) {
+        return momentum(g, column, count) / row_wise_root;
+      });
+    case Optimizer::kAdam:
+      return each([&](f32x8 g, int64_t column, int64_t count) {
+        const f32x8 second =
+            r.beta2 * load(a.moment2 + elements + column, count) + r.rest2 * (g * g);
+        store(a.moment2 + elements + column, second, count);
+        return momentum(g, column, count) / (square_root(second / r.correction2) + r.eps);
+      });
   }
 }
 
@@ -329,8 +346,9 @@ float learn_step(const UpdateArguments& a, const Row& row, int64_t block, int bi
   Products total;
   const int64_t columns = width_of<Dim>(row.table->block);
   for (int64_t column = 0; column < columns; column += 8) {
-    const f32x8 slope = step_slope(load(weight + column, columns - column) / step, bits);
-    total.add(load(gradient + column, columns - column), slope);
+    const int64_t count = lanes_of<Dim>(columns - column);
+    const f32x8 slope = step_slope(load(weight + column, count) / step, bits);
+    total.add(load(gradient + column, count), slope);
   }
   const float scale = a.step_factor * a.gradient_scale[row.table - a.tables];
   const float g = scale * (float)total.sum();
@@ -355,6 +373,7 @@ float learn_step(const UpdateArguments& a, const Row& row, int64_t block, int bi
 // Random numbers of as many rows as fill eight Philox calls, drawn ahead: a call gives eight columns.
 struct Noise {
   uint16_t* halves;
+  PhiloxKeys keys;
   int64_t first = 0, last = 0;  // rows held
 
   const uint16_t* row(const UpdateArguments& a, const Table& table, int64_t run, int64_t table_end) {
@@ -382,7 +401,7 @@ struct Noise {
         c1[i] = (uint32_t)(row >> 32) << 16 | (group + (uint32_t)((call + i) % calls));
       }
     }
-    philox(c0, c1, a.number, (uint32_t)table.key, a.seed, (uint32_t*)(halves + call * 8));
+    philox(c0, c1, a.number, (uint32_t)table.key, keys, (uint32_t*)(halves + call * 8));
   }
 
   static uint64_t row_number(const UpdateArguments& a, const Table& table, int64_t run) {
@@ -394,7 +413,7 @@ template <int Bits, int Dim, bool Stochastic>
 inline void quantise(int64_t columns, float step, const float* weight, const uint16_t* noise,
                      uint8_t* codes) {
   for (int64_t column = 0; column < width_of<Dim>(columns); column += 8) {
-    const int64_t count = width_of<Dim>(columns) - column;
+    const int64_t count = lanes_of<Dim>(columns - column);
     const f32x8 s = clip(load(weight + column, count) / step, Bits);
     i32x8 code;
     if constexpr (Stochastic) {
@@ -439,10 +458,11 @@ template <int Bits, int Dim>
 void update_runs(const UpdateArguments& a, const Table& table, int64_t first, int64_t last,
                  float* scratch) {
   const int64_t padded = scratch_floats(a.width) / 3;
-  Noise noise{(uint16_t*)(scratch + 2 * padded)};
+  Noise noise{(uint16_t*)(scratch + 2 * padded), PhiloxKeys(a.seed)};
   for (int64_t run = first; run < last; ++run) {
-    if (run + kAhead < last) prefetch_row(a, locate(a, table, a.rows[run + kAhead], Bits), Bits);
-    update_row<Bits, Dim>(a, locate(a, table, a.rows[run], Bits), run, noise, last, scratch,
+    if (run + kAhead < last)
+      prefetch_row(a, locate<Dim>(a, table, a.rows[run + kAhead], Bits), Bits);
+    update_row<Bits, Dim>(a, locate<Dim>(a, table, a.rows[run], Bits), run, noise, last, scratch,
                           scratch + padded);
   }
 }

@@ -3,9 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
 #include <string_view>
@@ -14,6 +11,7 @@
 
 #include "arguments.h"
 #include "group.h"
+#include "scratch.h"
 #include "share.h"
 
 namespace deltarec {
@@ -152,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> group_rows(const Tensor& tables, const Tensor
                                   pointer<int64_t>(runs), pointer<int64_t>(rows)});
   TORCH_CHECK_INDEX(distinct >= 0, "id ", distinct < 0 ? ids[-1 - distinct].item<int64_t>() : 0,
                     " is outside its table");
-  return {order, runs.narrow(0, 0, distinct + 1).clone(), rows.narrow(0, 0, distinct).clone()};
+  return {order, runs.resize_({distinct + 1}), rows.resize_({distinct})};
 }
 
 Optimizer optimizer_of(std::string_view name) {
@@ -175,11 +173,11 @@ Rates rates_of(at::ArrayRef<double> rates) {
 }
 
 // What the three phases of an update share: where the gradient of every occurrence lies, and the
-// rows' sharing among the threads. The tensors keep alive what `arguments` points to.
+// rows' sharing among the threads.
 struct Update {
   UpdateArguments arguments{};
   int64_t bits;
-  Tensor gradient, places, weights;
+  Tensor gradient;
 
   Update(Phase phase, const Tensor& codes, const Tensor& step, const Tensor& tables,
          const Tensor& features, const Tensor& order, const Tensor& runs, const Tensor& rows,
@@ -195,28 +193,33 @@ struct Update {
     a.rows = pointer<int64_t>(rows);
     a.num_distinct = rows.numel();
     for (int64_t t = 0; t < tables.size(0); ++t) a.width = std::max(a.width, a.tables[t].dim);
-    if (weights_in) weights = by_row<float>(order, *weights_in);
+    if (weights_in)
+      a.weights = by_row<Slot::kWeights>(order, pointer<float>(*weights_in));
     if (pooling == "none") {
-      places = order.to(at::kLong).mul_(gradient.size(1));
+      a.gradient = pointer<float>(gradient);
+      a.places = place_rows(order);
     } else {
       place_bags(features, order, longs(offsets), pooling == "mean");
     }
-    a.places = pointer<int64_t>(places);
-    a.weights = weights_in ? pointer<float>(weights) : nullptr;
-    a.gradient = pointer<float>(gradient);
   }
 
   // Gathered once, in a loop that keeps many misses in flight; the row kernel then reads in order.
-  template <typename T>
-  static Tensor by_row(const Tensor& order, const Tensor& values) {
-    Tensor sorted = at::empty_like(values);
+  template <Slot slot, typename T>
+  static const T* by_row(const Tensor& order, const T* from) {
+    T* to = scratch<slot, T>(order.numel());
     const int32_t* positions = pointer<int32_t>(order);
-    const T* from = pointer<T>(values);
-    T* to = sorted.data_ptr<T>();
     at::parallel_for(0, order.numel(), 16384, [&](int64_t first, int64_t last) {
       for (int64_t at = first; at < last; ++at) to[at] = from[positions[at]];
     });
-    return sorted;
+    return to;
+  }
+
+  const int64_t* place_rows(const Tensor& order) const {
+    int64_t* place = scratch<Slot::kPlaces, int64_t>(order.numel());
+    const int32_t* positions = pointer<int32_t>(order);
+    const int64_t columns = gradient.size(1);
+    for (int64_t at = 0; at < order.numel(); ++at) place[at] = positions[at] * columns;
+    return place;
   }
 
   // Feature by feature, so that the gradients of one table's bags lie in few pages; and for the mean
@@ -226,9 +229,8 @@ struct Update {
     const int64_t count = offsets.numel() - 1, batch = count / features.size(0);
     const int64_t columns = gradient.size(1);
     const int64_t* starts = offsets.data_ptr<int64_t>();
-    Tensor by_feature = at::empty({batch * columns}, gradient.options());
-    Tensor place_of = at::empty({order.numel()}, at::kLong);
-    int64_t* place = place_of.data_ptr<int64_t>();
+    float* by_feature = scratch<Slot::kGradient, float>(batch * columns);
+    int64_t* place = scratch<Slot::kBagPlaces, int64_t>(order.numel());
     share(starts, count, 4, [&](int64_t first, int64_t last) {
       for (int64_t bag = first; bag < last; ++bag) {
         const Feature& own = feature[bag / batch];
@@ -236,13 +238,13 @@ struct Update {
         const int64_t at = batch * own.column + bag % batch * dim;
         const float* from = gradient.data_ptr<float>() + bag % batch * columns + own.column;
         const float scale = mean && length > 0 ? 1.0f / static_cast<float>(length) : 1.0f;
-        std::transform(from, from + dim, by_feature.data_ptr<float>() + at,
+        std::transform(from, from + dim, by_feature + at,
                        [scale](float value) { return value * scale; });
         std::fill_n(place + starts[bag], length, at);
       }
     });
-    gradient = by_feature;
-    places = by_row<int64_t>(order, place_of);
+    arguments.gradient = by_feature;
+    arguments.places = by_row<Slot::kPlaces>(order, static_cast<const int64_t*>(place));
   }
 
   void learn_step(const OptionalTensor& moment1, const OptionalTensor& moment2,
@@ -370,16 +372,8 @@ std::tuple<Tensor, Tensor> fake_quantise_backward(const Tensor& gradient_in,
   return {output, step_gradient};
 }
 
-// Random rows of a large table miss the translation cache of small pages at nearly every access.
-void advise_huge_pages(const Tensor& tensor) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (begin + tensor.nbytes()) / kHuge * kHuge;
-  // Only advice: a kernel without huge pages refuses it, and nothing is lost.
-  if (first < last) (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+void advise_huge_pages_for(const Tensor& tensor) {
+  advise_huge_pages(tensor.data_ptr(), tensor.nbytes());
 }
 
 std::string instruction_set() { return row_kernels().name; }
@@ -398,7 +392,7 @@ TORCH_LIBRARY_IMPL(deltarec, CPU, m) {
 }
 
 TORCH_LIBRARY(deltarec_native, m) {
-  m.def("advise_huge_pages(Tensor tensor) -> ()", advise_huge_pages);
+  m.def("advise_huge_pages(Tensor tensor) -> ()", advise_huge_pages_for);
   m.def("instruction_set() -> str", instruction_set);
 }
 

@@ -152,54 +152,69 @@ inline void store_codes(uint8_t* to, i32x8 codes, int64_t count) {
   for (int64_t i = 0; i < (count * Bits + 7) / 8; ++i) to[i] = bytes[i];
 }
 
-#if defined(DELTAREC_AVX2)
-// Four calls, one in each 64-bit lane: a product's two halves are then the words of the next round
-// where they stand, since the multiplication reads only the low half of a lane.
-inline void philox4(__m256i c0, __m256i c1, __m256i c2, __m256i c3, uint64_t seed, __m256i* words) {
-  const __m256i first = _mm256_set1_epi64x(0xD2511F53), second = _mm256_set1_epi64x(0xCD9E8D57);
-  uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const __m256i left = _mm256_mul_epu32(c0, first), right = _mm256_mul_epu32(c2, second);
-    c0 = _mm256_srli_epi64(right, 32) ^ c1 ^ _mm256_set1_epi64x(key0);
-    c1 = right;
-    c2 = _mm256_srli_epi64(left, 32) ^ c3 ^ _mm256_set1_epi64x(key1);
-    c3 = left;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+// Philox4x32-10's keys of every round, made once for many calls.
+struct PhiloxKeys {
+  alignas(32) uint64_t first[10][4], second[10][4];  // in each 64-bit lane the same
+
+  explicit PhiloxKeys(uint64_t seed) {
+    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      for (int lane = 0; lane < 4; ++lane) {
+        first[round][lane] = key0;
+        second[round][lane] = key1;
+      }
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
+    }
   }
-  const __m256i low = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xaa);
-  const __m256i high = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xaa);
-  words[0] = _mm256_unpacklo_epi64(low, high);  // calls 0 and 2
-  words[1] = _mm256_unpackhi_epi64(low, high);  // calls 1 and 3
-}
-#endif
+};
 
 // Philox4x32-10, eight calls at once. The four words of call i go to `words + 4 * i`.
-inline void philox(u32x8 c0, u32x8 c1, uint32_t c2, uint32_t c3, uint64_t seed, uint32_t* words) {
+inline void philox(u32x8 c0, u32x8 c1, uint32_t c2, uint32_t c3, const PhiloxKeys& keys,
+                   uint32_t* words) {
 #if defined(DELTAREC_AVX2)
-  for (int half = 0; half < 2; ++half) {
-    const auto widen = [half](u32x8 x) {
-      return _mm256_cvtepu32_epi64(half ? _mm256_extracti128_si256((__m256i)x, 1)
-                                        : _mm256_castsi256_si128((__m256i)x));
-    };
-    __m256i pairs[2];
-    philox4(widen(c0), widen(c1), _mm256_set1_epi64x(c2), _mm256_set1_epi64x(c3), seed, pairs);
-    __m256i* to = (__m256i*)(words + 16 * half);
-    _mm256_storeu_si256(to, _mm256_permute2x128_si256(pairs[0], pairs[1], 0x20));
-    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(pairs[0], pairs[1], 0x31));
+  // Four calls, one in each 64-bit lane: a product's two halves are then the words of the next round
+  // where they stand, since the multiplication reads only the low half of a lane. Two times four
+  // side by side, for a round is one long chain of latencies.
+  const __m256i left = _mm256_set1_epi64x(0xD2511F53), right = _mm256_set1_epi64x(0xCD9E8D57);
+  const auto widen = [](u32x8 x, bool high) {
+    return _mm256_cvtepu32_epi64(high ? _mm256_extracti128_si256((__m256i)x, 1)
+                                      : _mm256_castsi256_si128((__m256i)x));
+  };
+  __m256i a0 = widen(c0, false), a1 = widen(c1, false), a2 = _mm256_set1_epi64x(c2);
+  __m256i b0 = widen(c0, true), b1 = widen(c1, true), b2 = a2;
+  __m256i a3 = _mm256_set1_epi64x(c3), b3 = a3;
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const __m256i key0 = _mm256_load_si256((const __m256i*)keys.first[round]);
+    const __m256i key1 = _mm256_load_si256((const __m256i*)keys.second[round]);
+    const __m256i al = _mm256_mul_epu32(a0, left), ar = _mm256_mul_epu32(a2, right);
+    const __m256i bl = _mm256_mul_epu32(b0, left), br = _mm256_mul_epu32(b2, right);
+    a0 = _mm256_srli_epi64(ar, 32) ^ a1 ^ key0;
+    b0 = _mm256_srli_epi64(br, 32) ^ b1 ^ key0;
+    a2 = _mm256_srli_epi64(al, 32) ^ a3 ^ key1;
+    b2 = _mm256_srli_epi64(bl, 32) ^ b3 ^ key1;
+    a1 = ar, a3 = al, b1 = br, b3 = bl;
   }
+  const auto write = [](__m256i w0, __m256i w1, __m256i w2, __m256i w3, uint32_t* to) {
+    const __m256i low = _mm256_blend_epi32(w0, _mm256_slli_epi64(w1, 32), 0xaa);
+    const __m256i high = _mm256_blend_epi32(w2, _mm256_slli_epi64(w3, 32), 0xaa);
+    const __m256i even = _mm256_unpacklo_epi64(low, high);  // calls 0 and 2
+    const __m256i odd = _mm256_unpackhi_epi64(low, high);   // calls 1 and 3
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256((__m256i*)to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+  };
+  write(a0, a1, a2, a3, words);
+  write(b0, b1, b2, b3, words + 16);
 #else
   for (int i = 0; i < 8; ++i) {
     uint32_t w0 = c0[i], w1 = c1[i], w2 = c2, w3 = c3;
-    uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 10; ++round) {
       const uint64_t left = (uint64_t)w0 * 0xD2511F53u, right = (uint64_t)w2 * 0xCD9E8D57u;
-      w0 = (uint32_t)(right >> 32) ^ w1 ^ key0;
+      w0 = (uint32_t)(right >> 32) ^ w1 ^ (uint32_t)keys.first[round][0];
       w1 = (uint32_t)right;
-      w2 = (uint32_t)(left >> 32) ^ w3 ^ key1;
+      w2 = (uint32_t)(left >> 32) ^ w3 ^ (uint32_t)keys.second[round][0];
       w3 = (uint32_t)left;
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
     }
     const uint32_t call[4] = {w0, w1, w2, w3};
     __builtin_memcpy(words + 4 * i, call, 16);

@@ -15,7 +15,7 @@ from torch import Tensor
 from deltarec_kernels import Optimizer, Tables, TableShard
 
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 _OPERATORS = {
     "lookup": {"_lookup": "lookup", "_weights_gradient": "lookup_weights_gradient"},
@@ -49,6 +49,11 @@ def implementation(kind: str) -> Iterator[None]:
         yield
 
 
+def device_of(kind: str) -> str:
+    """Where an implementation's tensors are: Triton's on a GPU if there is one."""
+    return TRITON_DEVICE if kind == "triton" else "cpu"
+
+
 @dataclass
 class Case:
     """One group of tables and one batch; `tables()` makes it afresh, equal every time."""
@@ -62,22 +67,25 @@ class Case:
     weighted: bool
     seed: int
 
-    def tables(self, optimizer: str = "sgd", step_optimizer: str | None = None) -> Tables:
+    def tables(
+        self, optimizer: str = "sgd", step_optimizer: str | None = None, device: str = "cpu"
+    ) -> Tables:
         tables = Tables(
             self.shards,
             self.features,
             self.bits,
             Optimizer(optimizer, 0.05),  # type: ignore[arg-type]
             Optimizer(step_optimizer, 0.003) if step_optimizer else None,  # type: ignore[arg-type]
+            device,
         )
         generator = torch.Generator().manual_seed(self.seed)
-        tables.step.uniform_(0.01, 0.1, generator=generator)
+        tables.step.copy_(torch.empty(len(tables.step)).uniform_(0.01, 0.1, generator=generator))
         for index, shard in enumerate(self.shards):
             values = torch.randn(shard.rows, shard.dim, generator=generator) * 0.1
-            tables.assign(index, 0, values, seed=self.seed)
+            tables.assign(index, 0, values.to(device), seed=self.seed)
         return tables
 
-    def jagged(self) -> tuple[Tensor, Tensor, Tensor | None]:
+    def jagged(self, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids, offsets and weights; bags may be empty, one row takes a third of all ids."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         lengths = torch.randint(0, 7, (len(self.features), self.batch), generator=generator)
@@ -90,11 +98,13 @@ class Case:
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.flatten().cumsum(0)])
         values = torch.cat(ids)
         weights = torch.randn(len(values), generator=generator) if self.weighted else None
-        return values.to(self.index_type), offsets.to(self.index_type), weights
+        if weights is not None:
+            weights = weights.to(device)
+        return values.to(device, self.index_type), offsets.to(device, self.index_type), weights
 
     def gradient(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + 2)
-        return torch.randn(like.shape, generator=generator).to(like.dtype)
+        return torch.randn(like.shape, generator=generator).to(like)
 
 
 @st.composite

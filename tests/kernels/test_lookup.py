@@ -5,17 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarec_kernels import COMPILED, Optimizer, Tables, TableShard, lookup
-from tests.kernels.cases import Case, cases, implementation
+from tests.kernels.cases import Case, cases, device_of, implementation
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 compiled = pytest.mark.skipif(not COMPILED, reason="the C++ kernels are not built")
 
 
 def check_lookup(kind: str, case: Case, dtype: torch.dtype) -> None:
-    tables = case.tables()
-    ids, offsets, weights = case.jagged()
     results = []
     for each in ("reference", kind):
+        tables = case.tables(device=device_of(each))
+        ids, offsets, weights = case.jagged(device_of(each))
         own = weights.clone().requires_grad_() if weights is not None else None
         with implementation(each):
             output = lookup(tables, ids, offsets, own, case.pooling, dtype)  # type: ignore[arg-type]
@@ -29,7 +29,9 @@ def check_lookup(kind: str, case: Case, dtype: torch.dtype) -> None:
                     )  # fmt: skip
                 else:
                     output.backward(case.gradient(output))
-        results.append((output.detach(), own.grad if own is not None else None))
+        assert own is None or own.grad is not None
+        gradient = own.grad.cpu() if own is not None and own.grad is not None else None
+        results.append((output.detach().cpu(), gradient))
     (expected, expected_gradient), (output, gradient) = results
     assert output.dtype == dtype
     # The same fp32 sums, rounded once: low precision has no tolerance of its own.

@@ -41,22 +41,27 @@ def test_packing_is_reversible(bits: int, dim: int):
     assert torch.equal(unpack(packed, bits, dim), codes.float())
 
 
-def rounded_up(target: float, number: int, rows: int = 1000, dim: int = 64) -> Tensor:
+def rounded_up(
+    target: float, number: int, bits: int = 8, rows: int = 1000, dim: int = 64
+) -> Tensor:
     """Whether each code of a table was rounded up from `target`, by one update."""
-    tables = Tables([TableShard(rows, dim, 5)], [0], 8, Optimizer("sgd", 1.0))
+    tables = Tables([TableShard(rows, dim, 5)], [0], bits, Optimizer("sgd", 1.0))
     ids, offsets = torch.arange(rows), torch.arange(rows + 1)
     batch = Batch(group(tables, ids, offsets), offsets)
     update(tables, batch, torch.full((rows, dim), -target), number, Rounding(seed=11))
-    codes = unpack(tables.codes_of(0), 8, dim)
+    codes = unpack(tables.codes_of(0), bits, dim)
     below = torch.tensor(target).floor()
     assert ((codes == below) | (codes == below + 1)).all()
     return codes - below
 
 
-@pytest.mark.parametrize("target", [0.001, 0.25, 0.5, -3.7, 100.9])
-def test_rounding_is_unbiased(target: float):
+@pytest.mark.parametrize(
+    ("target", "bits"),
+    [(0.001, 8), (0.25, 8), (0.5, 8), (-3.7, 8), (100.9, 8), (-3.7, 4), (6.2, 4), (-1.3, 2)],
+)
+def test_rounding_is_unbiased(target: float, bits: int):
     """The mean of 10^6 draws is within four standard errors of the truth."""
-    draws = torch.stack([rounded_up(target, number) for number in range(16)]).double()
+    draws = torch.stack([rounded_up(target, number, bits) for number in range(16)]).double()
     assert draws.numel() > 1_000_000
     part = target - torch.tensor(target).floor().item()
     error = (part * (1 - part) / draws.numel()) ** 0.5

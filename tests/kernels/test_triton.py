@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltarec_kernels import Batch, Optimizer, Rounding, Tables, TableShard, group, update
-from tests.kernels.cases import OPTIMIZERS, Case, cases, implementation
+from tests.kernels.cases import OPTIMIZERS, TRITON_DEVICE, Case, cases, device_of, implementation
 from tests.kernels.test_fake_quantise import random_rows
 from tests.kernels.test_lookup import DTYPES, check_lookup
 from tests.kernels.test_update import assert_equal_state, check_update
@@ -48,15 +48,19 @@ def test_a_row_of_many_ids(weighted: bool):
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor([3, 1]).repeat_interleave(torch.tensor([700, 5]))
     offsets = torch.arange(0, 706, 47)
-    weights = torch.randn(705, generator=generator) if weighted else None
+    weights = torch.randn(705, generator=generator)
     gradient = torch.randn(15, 24, generator=generator)
     made = []
     for kind in ("reference", "triton"):
-        tables = Tables([TableShard(4, 24, 0, 8)], [0], 8, Optimizer("rowwise_adam", 0.05))
+        device = device_of(kind)
+        optimizer = Optimizer("rowwise_adam", 0.05)
+        tables = Tables([TableShard(4, 24, 0, 8)], [0], 8, optimizer, device=device)
         tables.step.fill_(0.01)
+        bags = offsets.to(device)
         with implementation(kind):
-            batch = Batch(group(tables, ids, offsets), offsets, weights)
-            update(tables, batch, gradient, 0, Rounding(1))
+            groups = group(tables, ids.to(device), bags)
+            batch = Batch(groups, bags, weights.to(device) if weighted else None)
+            update(tables, batch, gradient.to(device), 0, Rounding(1))
         made.append(tables)
     assert_equal_state(made[1], made[0])
 
@@ -67,14 +71,13 @@ def test_fake_quantise(shape: tuple[int, int, int], bits: int):
     from deltarec_kernels.fake_quantise import reference, triton
 
     weight, step, gradient = random_rows(*shape)
-    assert torch.equal(
-        triton.fake_quantise(weight, step, bits, 1.0),
-        reference.fake_quantise(weight, step, bits, 1.0),
-    )
+    own = [tensor.to(TRITON_DEVICE) for tensor in (gradient, weight, step)]
+    output = triton.fake_quantise(*own[1:], bits, 1.0)
+    assert torch.equal(output.cpu(), reference.fake_quantise(weight, step, bits, 1.0))
     expected = reference.fake_quantise_backward(gradient, weight, step, bits, 0.3)
-    result = triton.fake_quantise_backward(gradient, weight, step, bits, 0.3)
-    assert torch.equal(result[0], expected[0])
-    torch.testing.assert_close(result[1], expected[1], rtol=1e-5, atol=1e-6)
+    result = triton.fake_quantise_backward(*own, bits, 0.3)
+    assert torch.equal(result[0].cpu(), expected[0])
+    torch.testing.assert_close(result[1].cpu(), expected[1], rtol=1e-5, atol=1e-6)
 
 
 def test_kernels_compile_for_a_gpu():

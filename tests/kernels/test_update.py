@@ -18,21 +18,21 @@ from deltarec_kernels import (
     update_rows,
     update_step,
 )
-from tests.kernels.cases import OPTIMIZERS, Case, cases, implementation
+from tests.kernels.cases import OPTIMIZERS, Case, cases, device_of, implementation
 from tests.kernels.test_lookup import compiled
 
 STEP_OPTIMIZERS = st.sampled_from([None, "sgd", "adagrad", "adam"])
 
 
 def assert_equal_state(tables: Tables, expected: Tables) -> None:
-    assert torch.equal(tables.codes, expected.codes)
-    torch.testing.assert_close(tables.step, expected.step, rtol=1e-5, atol=0)
+    assert torch.equal(tables.codes.cpu(), expected.codes)
+    torch.testing.assert_close(tables.step.cpu(), expected.step, rtol=1e-5, atol=0)
     for own, other in zip(
         tables.moments + tables.step_moments, expected.moments + expected.step_moments, strict=True
     ):
         assert (own is None) == (other is None)
         if own is not None and other is not None:
-            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(own.cpu(), other, rtol=1e-5, atol=1e-7)
     assert (tables.step > 0).all()
 
 
@@ -44,8 +44,9 @@ def train(
     rounding: Rounding,
     passes: int,
 ) -> tuple[Tables, list[torch.Tensor]]:
-    tables = case.tables(optimizer, step_optimizer)
-    ids, offsets, weights = case.jagged()
+    device = device_of(kind)
+    tables = case.tables(optimizer, step_optimizer, device)
+    ids, offsets, weights = case.jagged(device)
     outputs = []
     with implementation(kind):
         batch = Batch(group(tables, ids, offsets), offsets, weights, case.pooling)  # type: ignore[arg-type]
@@ -78,7 +79,7 @@ def check_update(
     tables, outputs = train(kind, *arguments)
     assert_equal_state(tables, expected)
     for output, other in zip(outputs, expected_outputs, strict=True):
-        torch.testing.assert_close(output, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(output.cpu(), other, rtol=1e-5, atol=1e-6)
 
 
 @compiled
