@@ -22,7 +22,7 @@ def fit(run: Path, job: Job) -> dict:
     }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 3])
 def test_a_run_cut_in_two_ends_like_one(tmp_path: Path, ranks: int):
     write_small_data(tmp_path)
     job = small_job(tmp_path, train__epochs=2)

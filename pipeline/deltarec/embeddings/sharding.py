@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedTensor, ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -50,8 +51,23 @@ def shard(
     parallel = DistributedModelParallel(
         model, device=device, plan=ShardingPlan(prefix), sharders=SHARDERS
     )
+    _fix_buckets(parallel)
     _initialise(parallel, tables, seed)
     return parallel
+
+
+def _fix_buckets(model: DistributedModelParallel) -> None:
+    """Lay out the buckets of DistributedDataParallel once and for all.
+
+    It would do so after the first step, in the order in which gradients came. Where a gradient
+    stands in its bucket decides in which order a ring of three and more ranks adds it, so the first
+    step of a resumed job would round otherwise than the same step of a whole one. The price: with
+    more than one bucket, the last gradients are reduced first, so less is hidden behind backward.
+    """
+    wrapped = model._dmp_wrapped_module
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.reducer._push_all_rebuilt_params()
+        wrapped.reducer._rebuild_buckets()
 
 
 def _sharding_of(plan: ShardingPlan, parameter: str) -> str | None:
