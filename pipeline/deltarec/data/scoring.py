@@ -20,7 +20,7 @@ import torch
 from deltarec.data.batch import Batch, Position, make_batch
 from deltarec.data.block import Block
 from deltarec.data.decode import decode
-from deltarec.data.files import ParquetFile
+from deltarec.data.files import UNREADABLE, ParquetFile
 from deltarec.data.schema import Schema
 
 MAX_ROWS_PER_PART = 262_144
@@ -120,10 +120,8 @@ class Input:
         return self._batch(decode(self.schema, table, np.empty(0, dtype=np.int64), self._place))
 
     def digest(self) -> str:
-        """Tells one list of files from another, by paths and footers."""
-        listing = [
-            (file.path, file.metadata.serialized_size, file.row_groups) for file in self.files
-        ]
+        """Tells one list of files from another, by paths and sizes."""
+        listing = [(file.path, file.num_bytes, file.row_groups) for file in self.files]
         return sha256(json.dumps(listing).encode()).hexdigest()
 
     def _batch(self, block: Block) -> Batch:
@@ -207,7 +205,7 @@ def _read_row_group(file: ParquetFile, group: int, columns: list[str]) -> Iterat
         with file.open() as parquet:
             for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], columns, use_threads=threads):
                 yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{file.path}: row group {group} cannot be read, the file is damaged: {error}"
         ) from error
