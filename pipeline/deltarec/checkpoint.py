@@ -98,8 +98,13 @@ class Checkpoints:
         self._group = group
         self._writing: _Thread | None = None
 
-    def save(self, state: TrainState, best: bool = False) -> None:
+    def save(self, state: TrainState, best: bool = False, training_goes_on: bool = True) -> None:
         """Write a checkpoint; it becomes the latest, and the best if so told.
+
+        Args:
+            state: what stands beside the tensors.
+            best: whether it is the best one so far.
+            training_goes_on: otherwise it is written at once, without the memory of a copy.
 
         Raises:
             NotFinite: a dense tensor of the model is not, so this is no state to go on from.
@@ -108,11 +113,17 @@ class Checkpoints:
         self.wait()
         tensors = self._tensors()
         _check_finite(tensors["model"], state.step)
-        if self.config.asynchronous:
+        goes_on = self.config.asynchronous and training_goes_on
+        if goes_on:
             tensors = _copy(tensors)
         self._writing = _Thread(lambda: self._write(tensors, state, best), self.watchdog)
-        if not self.config.asynchronous:
+        if not goes_on:
             self.wait()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint of this rank is under way in the background."""
+        return self._writing is not None and self._writing.is_alive
 
     def wait(self) -> None:
         """Wait until the checkpoint under way is written; an error in writing it is raised here."""
@@ -275,6 +286,10 @@ class _Thread:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint")
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def _run(self, function: Callable[[], None]) -> None:
         try:

@@ -148,7 +148,7 @@ class Trainer:
                     started = time.monotonic() - self.state.seconds
                 elif self._checkpoint_is_due():
                     supervision.check_now()
-                    self.checkpoints.save(self.state)
+                    self._save()
                 if profiler is not None:
                     profiler.step()
         batches.close()
@@ -272,7 +272,7 @@ class Trainer:
 
     def _save_and_end(self, supervision: Supervision) -> None:
         supervision.check_now()
-        self.checkpoints.save(self.state)
+        self.checkpoints.save(self.state, training_goes_on=False)
         self.checkpoints.wait()
         raise Terminated(f"told to end; step {self.state.step} is saved in {self.run.path}")
 
@@ -286,10 +286,14 @@ class Trainer:
         every = self.job.train.checkpoint.every
         return every is not None and self.state.step % every == 0
 
+    def _save(self, best: bool = False) -> None:
+        goes_on = self.state.step < self.num_steps
+        self.checkpoints.save(self.state, best=best, training_goes_on=goes_on)
+
     def _evaluate_and_save(self, progress: Progress) -> bool:
         """Evaluate on the validation data, save; returns whether training should stop early."""
         if not self.job.data.valid:
-            self.checkpoints.save(self.state)
+            self._save()
             return False
         result = self.evaluate("valid")
         self.run.log(self.state.step, "valid", result | self._skipped_values("valid"))
@@ -299,7 +303,7 @@ class Trainer:
         progress.say(f"step {self.state.step}, validation\n{render(overall)}")
         stopping = self.job.train.early_stopping
         if stopping is None:
-            self.checkpoints.save(self.state)
+            self._save()
             return False
         task = stopping.task or next(iter(self.job.tasks))
         value = result[task]["all"].get(stopping.metric)
@@ -312,11 +316,11 @@ class Trainer:
         sign = 1 if METRICS[stopping.metric].larger_is_better else -1
         if best is None or sign * value > sign * best:
             self.state = replace(self.state, best_value=value, evaluations_since_best=0)
-            self.checkpoints.save(self.state, best=True)
+            self._save(best=True)
             return False
         since = self.state.evaluations_since_best + 1
         self.state = replace(self.state, evaluations_since_best=since)
-        self.checkpoints.save(self.state)
+        self._save()
         if self._stopped_early():
             progress.say(f"stopped early: {task} {stopping.metric} was best at {best:.6f}")
         return self._stopped_early()
