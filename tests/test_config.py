@@ -270,8 +270,8 @@ TABLE = {"rows": 10}
         ),
         (
             {"features__viewed": {**WEIGHTED, "table": "item"}},
-            "features.viewed.weights: a sequence uses table 'item' too, and such tables are not "
-            "pooled with weights; give the feature a table of its own",
+            "features.viewed.weights: a sequence uses the single rows of table 'item', and such "
+            "tables are not pooled with weights; give the feature a table of its own",
         ),
         (
             {"features__labels": {**LIST, "table": "tags", "pooling": "sum"}},

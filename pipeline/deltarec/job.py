@@ -145,6 +145,7 @@ class Job(Config):
             user=self.data.user,
             weight=self.data.weight,
             on_bad_file=self.data.on_bad_file,
+            row_tables={n for n, t in self.embedding.resolved().items() if t.fake_quantised},
         )
 
     @model_validator(mode="after")
@@ -191,9 +192,10 @@ class Job(Config):
             if feature.weights and feature.pooling != "sum":
                 raise ValueError(f"features.{name}.pooling: with weights, only sum is possible")
             if feature.weights and table in schema.unpooled_tables:
+                user = "quantisation_aware training" if table in schema.row_tables else "a sequence"
                 raise ValueError(
-                    f"features.{name}.weights: a sequence uses table '{table}' too, and such "
-                    "tables are not pooled with weights; give the feature a table of its own"
+                    f"features.{name}.weights: {user} uses the single rows of table '{table}', and "
+                    "such tables are not pooled with weights; give the feature a table of its own"
                 )
             if table not in schema.unpooled_tables:
                 way = (feature.pooling, feature.weights is not None)

@@ -85,6 +85,16 @@ def test_batches_of_any_size_and_unequal_shares(data: Path):
     assert_equal_losses(runs, tolerance=1e-4)
 
 
+def test_quantisation_aware_tables(data: Path):
+    tables = {
+        f"embedding__tables__{name}__quantisation_aware": "int8"
+        for name in ("user", "item", "city", "tags")
+    }
+    job = small_job(data, train__max_steps=10, data__valid=[], **tables)
+    runs = [run_ranks(ranks, train, data / "aware", job)[0] for ranks in (1, 2)]
+    assert_equal_losses(runs, tolerance=1e-4)
+
+
 @pytest.mark.slow
 def test_a_hundred_steps_of_movielens(ml1m: Path, tmp_path: Path):
     """The job's activations are smooth; `docs/decisions.md` says what ReLU does to rounding."""

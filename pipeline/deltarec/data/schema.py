@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the columns of a dataset mean: features, labels, scenario, user and weight."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
@@ -120,6 +120,8 @@ class Schema:
     user: str | None = None
     weight: str | None = None
     on_bad_file: Literal["stop", "skip"] = "stop"
+    row_tables: Set[str] = frozenset()
+    """Tables whose rows the model wants one by one, also those of id lists."""
 
     def column(self, feature: str) -> str:
         return self.features[feature].column or feature
@@ -145,8 +147,11 @@ class Schema:
 
     @cached_property
     def unpooled_tables(self) -> set[str]:
-        """Tables that a sequence uses: TorchRec keeps those apart, in an EmbeddingCollection."""
-        return {self.table(name) for name in self.sequences}
+        """Tables that a sequence uses, and `row_tables`.
+
+        TorchRec keeps those apart, in an EmbeddingCollection.
+        """
+        return {self.table(name) for name in self.sequences} | self.row_tables
 
     @cached_property
     def unpooled(self) -> list[str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TorchRec collections from the schema, on the meta device, and their outputs by feature name.
 
-Tables that a sequence uses live in EmbeddingCollections (one for each dimension: a collection has
-only one) and other features of those tables are pooled here; all other tables live in at most two
-EmbeddingBagCollections, one without and one with weights.
+Tables whose single rows are wanted (by a sequence, by LSQ) live in EmbeddingCollections (one for
+each dimension: a collection has only one) and other features of those tables are pooled here; all
+other tables live in at most two EmbeddingBagCollections, one without and one with weights.
 """
 
 from collections.abc import Iterable, Mapping
@@ -80,9 +80,12 @@ class EmbeddingTables(nn.Module):
         return outputs
 
 
-def embedded(schema: Schema, outputs: list, batch_size: int) -> Embedded:
+def embedded(
+    schema: Schema, outputs: list, batch_size: int, seen: nn.ModuleDict | None = None
+) -> Embedded:
     """Collection outputs by feature name.
 
+    `seen` has a module for each of `schema.row_tables`, which makes of its rows what is seen.
     By name always: the order of a sharded collection's output depends on the sharding plan.
     """
     vectors: dict[str, Tensor] = {}
@@ -93,14 +96,17 @@ def embedded(schema: Schema, outputs: list, batch_size: int) -> Embedded:
             vectors.update(outputs.pop(0).to_dict())
     for collection in outputs:
         for name, jagged in collection.items():
-            feature = schema.sparse[name]
+            feature, table = schema.sparse[name], schema.table(name)
+            rows = jagged.values()
+            if table in schema.row_tables:
+                assert seen is not None
+                rows = seen[table](rows)
             if isinstance(feature, SequenceFeature):
-                sequences[name] = JaggedSequence(jagged.values(), jagged.lengths().long())
+                sequences[name] = JaggedSequence(rows, jagged.lengths().long())
             elif isinstance(feature, IdListFeature):
-                vectors[name] = pool(jagged.values(), jagged.lengths().long(), feature.pooling)
+                vectors[name] = pool(rows, jagged.lengths().long(), feature.pooling)
             else:  # one id a sample, but none for padding, which stands at the end
-                missing = batch_size - jagged.values().shape[0]
-                vectors[name] = F.pad(jagged.values(), (0, 0, 0, missing))
+                vectors[name] = F.pad(rows, (0, 0, 0, batch_size - rows.shape[0]))
     pooled = {n: vectors[n] for n, f in schema.sparse.items() if not isinstance(f, SequenceFeature)}
     return Embedded(pooled, {name: sequences[name] for name in schema.sequences})
 

@@ -284,8 +284,9 @@ def _refuse_impossible(
     for name in module.schema.unpooled_tables:
         if tables[name].sharding == "data_parallel":
             raise ValueError(
-                f"embedding.tables.{name}.sharding: TorchRec cannot replicate a table that a "
-                "sequence uses; choose table_wise, row_wise or column_wise"
+                f"embedding.tables.{name}.sharding: TorchRec cannot replicate a table of which a "
+                "sequence or quantisation_aware training uses single rows; choose table_wise, "
+                "row_wise or column_wise"
             )
 
 

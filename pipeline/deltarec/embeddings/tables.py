@@ -13,6 +13,7 @@ import deltarec_kernels as kernels
 from deltarec.config import Config, OneOf
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int2"]
+Codes = Literal["int8", "int4", "int2"]
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"]
 RoundingMode = Literal["stochastic", "deterministic"]
 StepMode = Literal["fixed", "learned"]
@@ -156,6 +157,7 @@ class Table(Config):
     rounding: RoundingMode | None = None
     step: StepMode | None = None
     initial_step: float | None = Field(default=None, gt=0)
+    quantisation_aware: Codes | None = None
 
 
 class EmbeddingConfig(Config):
@@ -182,6 +184,10 @@ class EmbeddingConfig(Config):
     """By the rule of LSQ if not given: 2 mean|w| / sqrt(largest code) of the initial weights."""
     alpt: Alpt = Alpt()
     """How steps are learned."""
+    quantisation_aware: Codes | None = None
+    """The usual way to such codes, for comparison: fp32 tables, of which the model sees the nearest
+    codes' values with one learned step a table (LSQ, Esser et al., 2020). It saves no memory while
+    it trains. The step starts at `initial_step` and is left to `train.optimizer`."""
     tables: dict[str, Table]
     """The tables by name; a feature uses the table of its own name unless it names another."""
 
@@ -190,11 +196,17 @@ class EmbeddingConfig(Config):
         for name, table in self.tables.items():
             spec = TableSpec.of(name, table, self)
             for key in ("rounding", "step", "initial_step"):
-                if spec.quantisation is None and getattr(table, key) is not None:
+                aware = key == "initial_step" and spec.fake_quantised
+                if not (spec.quantisation or aware) and getattr(table, key) is not None:
                     raise ValueError(
                         f"tables.{name}.{key}: is for int8, int4 and int2 tables, this one is "
                         f"{spec.precision}"
                     )
+            if spec.fake_quantised and spec.precision != "fp32":
+                raise ValueError(
+                    f"tables.{name}.quantisation_aware: is for fp32 tables, this one is "
+                    f"{spec.precision}; give precision or quantisation_aware, not both"
+                )
             if spec.quantisation is not None:
                 spec.check_quantised()
         return self
@@ -222,6 +234,13 @@ class Quantisation(Config):
         return self.alpt is not None and self.alpt.passes == "two"
 
 
+class FakeQuantisation(Config):
+    """What the model sees of an fp32 table that is trained to be quantised, resolved."""
+
+    bits: int
+    initial_step: float
+
+
 class TableSpec(Config):
     """One table, resolved."""
 
@@ -234,22 +253,28 @@ class TableSpec(Config):
     init_std: float
     optimizer: TableOptimizer
     quantisation: Quantisation | None
+    fake_quantised: FakeQuantisation | None
 
     @classmethod
     def of(cls, name: str, table: Table, defaults: EmbeddingConfig) -> "TableSpec":
         dim = table.dim or defaults.dim
         precision = table.precision or defaults.precision
         init_std = table.init_std or defaults.init_std
-        quantisation = None
+        aware = table.quantisation_aware or defaults.quantisation_aware
+        given = table.initial_step or defaults.initial_step
+        quantisation = fake = None
         if precision in BITS:
             bits = BITS[precision]
-            given = table.initial_step or defaults.initial_step
             quantisation = Quantisation(
                 bits=bits,
                 rounding=table.rounding or defaults.rounding,
                 initial_step=given or lsq_step(init_std, bits),
                 alpt=defaults.alpt if (table.step or defaults.step) == "learned" else None,
             )
+        if aware:
+            bits = BITS[aware]
+            step = given or lsq_step(init_std, bits)
+            fake = FakeQuantisation(bits=bits, initial_step=step)
         return cls(
             name=name,
             rows=table.rows,
@@ -260,6 +285,7 @@ class TableSpec(Config):
             init_std=init_std,
             optimizer=defaults.optimizer,
             quantisation=quantisation,
+            fake_quantised=fake,
         )
 
     @property

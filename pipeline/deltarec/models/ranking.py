@@ -18,6 +18,7 @@ from deltarec.embeddings.collections import EmbeddingTables, embedded
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import sample_keys, set_sample_keys
+from deltarec.layers.lsq import LSQ
 from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.roles import Fields, FieldShapes, Trunk
@@ -60,6 +61,13 @@ class Network(nn.Module):
         self.schema = schema
         self.seed = seed
         self.bf16 = bf16
+        self.fake_quantisers = nn.ModuleDict(
+            {
+                name: LSQ(fake.bits, fake.initial_step)
+                for name, table in tables.items()
+                if (fake := table.fake_quantised)
+            }
+        )
         encoder = SEQUENCE_ENCODERS[_name(config.sequence)]
         self.encoders = nn.ModuleDict(
             {
@@ -86,7 +94,7 @@ class Network(nn.Module):
         """The tasks' logits `[B, T]` from a batch and the outputs of its tables."""
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
-        found = embedded(self.schema, outputs, len(batch.index))
+        found = embedded(self.schema, outputs, len(batch.index), self.fake_quantisers)
         vectors = list(found.pooled.values())
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
             for name, sequence in found.sequences.items():
