@@ -2,14 +2,15 @@
 """Any member of a role works with any member of the others."""
 
 import itertools
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 import pytest
 import torch
+from torch import Tensor
 
 from deltarec.balancing import BALANCERS
-from deltarec.balancing.equal import Equal
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.prepare import DATASETS
@@ -21,7 +22,7 @@ from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
 from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
-from deltarec.models.ranking import ModelConfig, Network, RankingModel
+from deltarec.models.ranking import ModelConfig, Network, TaskLosses
 from deltarec.optimizers import DENSE_OPTIMIZERS, SCHEDULES
 from tests.small_job import small_job, write_small_data
 
@@ -37,29 +38,63 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "scenario": {"none": {}, "towers": {**LAYERS, "norm": "layer"}},
     "heads": {
         "shared_bottom": LAYERS,
+        "omoe": {**LAYERS, "experts": 2, "tower": [8]},
         "mmoe": {**LAYERS, "norm": "batch", "experts": 2, "tower": [8]},
+        "ple": {**LAYERS, "levels": 2, "experts": 1, "shared_experts": 1, "tower": [8]},
+        "esmm": LAYERS,
+        "multi_ipw": LAYERS,
+        "multi_dr": {**LAYERS, "norm": "batch"},
+        "escm2": {**LAYERS, "norm": "layer", "estimator": "dr"},
     },
 }
 """What each member is tried with; a new member has its line here."""
 
 
-def choices() -> list[dict[str, dict[str, Any]]]:
-    members = [[{"name": name, **o} for name, o in role.items()] for role in OPTIONS.values()]
-    return [dict(zip(OPTIONS, chosen, strict=True)) for chosen in itertools.product(*members)]
+Chosen = dict[str, dict[str, Any]]
+Data = tuple[Job, Batch, list[Any]]
+
+
+def choices(options: Mapping[str, Mapping[str, Any]] = OPTIONS) -> list[Chosen]:
+    members = [[{"name": name, **o} for name, o in role.items()] for role in options.values()]
+    return [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*members)]
+
+
+def product_of_three() -> list[Chosen]:
+    """Every trunk with every scenario module and every task heads; sequences come before them."""
+    return choices({**OPTIONS, "sequence": {"mean": OPTIONS["sequence"]["mean"]}})
+
+
+def covering() -> list[Chosen]:
+    """So many combinations that every two members meet."""
+    shuffled = choices()
+    random.Random(0).shuffle(shuffled)
+    met: set[tuple[str, str]] = set()
+    kept = []
+    for chosen in shuffled:
+        names = [f"{role} {part['name']}" for role, part in chosen.items()]
+        pairs = set(itertools.combinations(names, 2))
+        if not pairs <= met:
+            met |= pairs
+            kept.append(chosen)
+    return kept
 
 
 @pytest.fixture(scope="module")
-def job_and_batches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Job, list[Batch]]]:
-    """A small job and two of its batches, the second one with padding."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Data]:
+    """A small job, one of its batches, with padding, and the vectors of random tables."""
     folder = tmp_path_factory.mktemp("data")
     write_small_data(folder)
     job = small_job(folder)
     reader = Reader(job.data.files("train"), job.data_schema, job.data.reader, 64, seed=0)
     batches = reader.read(Position(), 1)
-    first, second = next(batches), next(batches)
+    batch = with_padding(next(batches))
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
-    with process_group():
-        yield job, [first, with_padding(second)]
+    torch.manual_seed(0)
+    tables = EmbeddingTables(job.data_schema, job.embedding.resolved()).to_empty(device="cpu")
+    for table in tables.parameters():
+        torch.nn.init.normal_(table, std=0.5)
+    with process_group(), torch.no_grad():
+        yield job, batch, tables(batch)
 
 
 def with_padding(batch: Batch) -> Batch:
@@ -70,16 +105,20 @@ def with_padding(batch: Batch) -> Batch:
     return batch
 
 
-def build(job: Job, chosen: Mapping[str, Any], bf16: bool) -> RankingModel:
-    """The whole model, not sharded: plain tables of random rows."""
-    torch.manual_seed(0)
-    specs = job.embedding.resolved()
-    tables = EmbeddingTables(job.data_schema, specs).to_empty(device="cpu")
-    for table in tables.parameters():
-        torch.nn.init.normal_(table, std=0.5)
-    config = validate(ModelConfig, chosen, "test")
-    network = Network(config, job.data_schema, specs, seed=0, bf16=bf16)
-    return RankingModel(tables, network, Equal(Equal.Config(name="equal"), list(job.tasks)))
+class Dense:
+    """What stands right of the tables: network and losses on looked-up vectors that stay."""
+
+    def __init__(self, job: Job, chosen: Chosen, bf16: bool = False) -> None:
+        torch.manual_seed(0)
+        config = validate(ModelConfig, chosen, "test")
+        specs = job.embedding.resolved()
+        self.network = Network(config, job.data_schema, specs, seed=0, bf16=bf16)
+        self.losses = TaskLosses(job.tasks, self.network.heads.losses)
+
+    def __call__(self, batch: Batch, vectors: list[Any]) -> tuple[Tensor, Tensor]:
+        """Losses `[T]` and logits `[B, T]`."""
+        columns = self.network(batch, vectors)
+        return self.losses(columns, batch), columns[:, :2]
 
 
 def test_all_members_are_tried():
@@ -89,58 +128,49 @@ def test_all_members_are_tried():
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_every_combination_trains(job_and_batches: tuple[Job, list[Batch]], bf16: bool):
-    """Two steps: the loss is finite, and every parameter has a finite gradient that is not zero."""
-    job, batches = job_and_batches
-    for chosen in choices():
+def test_every_combination_trains(data: Data, bf16: bool):
+    """The losses are finite, and every parameter has a finite gradient that is not zero."""
+    job, batch, vectors = data
+    for chosen in covering() if bf16 else product_of_three():
         names = "/".join(part["name"] for part in chosen.values())
-        model = build(job, chosen, bf16)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for batch in batches:
-            optimizer.zero_grad()
-            losses, (plain, logits) = model(batch)
+        model = Dense(job, chosen, bf16)
+        with torch.enable_grad():
+            losses, logits = model(batch, vectors)
             losses.sum().backward()
-            optimizer.step()
-            assert plain.isfinite().all() and logits.shape == (64, 2), names
-            for name, parameter in model.named_parameters():
-                assert parameter.grad is not None, f"{names}: {name} has no gradient"
-                assert parameter.grad.isfinite().all(), f"{names}: {name}"
-                if parameter.ndim == 2:  # a bias before a normalisation has none
-                    assert parameter.grad.any(), f"{names}: the gradient of {name} is zero"
+        assert losses.isfinite().all() and logits.shape == (64, 2), names
+        for name, parameter in model.network.named_parameters():
+            assert parameter.grad is not None, f"{names}: {name} has no gradient"
+            assert parameter.grad.isfinite().all(), f"{names}: {name}"
+            if parameter.ndim == 2:  # a bias before a normalisation has none
+                assert parameter.grad.any(), f"{names}: the gradient of {name} is zero"
 
 
-def test_bf16_is_near_fp32_and_reaches_the_encoders(job_and_batches: tuple[Job, list[Batch]]):
-    job, batches = job_and_batches
+def test_bf16_is_near_fp32_and_reaches_the_encoders(data: Data):
+    job, batch, vectors = data
     seen: list[torch.dtype] = []
-    for chosen in choices():
-        exact, rough = (build(job, chosen, bf16) for bf16 in (False, True))
+    for chosen in covering():
+        exact, rough = (Dense(job, chosen, bf16) for bf16 in (False, True))
         for encoder in rough.network.encoders.values():
             for layer in encoder.modules():
                 if isinstance(layer, torch.nn.Linear):
                     layer.register_forward_hook(lambda _, __, y: seen.append(y.dtype))
-        with torch.no_grad():
-            wanted, got = (model(batches[1])[1][1].float() for model in (exact, rough))
+        wanted, got = (model(batch, vectors)[1].float() for model in (exact, rough))
         error = (got - wanted).abs().max() / wanted.abs().max()
         assert 0 < error < 0.05, f"{chosen}: {error}"
     assert set(seen) == {torch.bfloat16}
 
 
-def test_padding_and_the_rest_of_the_batch_change_no_sample(
-    job_and_batches: tuple[Job, list[Batch]],
-):
+def test_padding_and_the_rest_of_the_batch_change_no_sample(data: Data):
     """In evaluation a sample's logits are its own; what stands in padding rows reaches nothing."""
-    job, (_, batch) = job_and_batches
-    for chosen in choices():
-        model = build(job, chosen, bf16=False)
+    job, batch, vectors = data
+    for chosen in covering():
+        model = Dense(job, chosen)
         for training in (False, True):
-            model.train(training)
-            buffers = {name: value.clone() for name, value in model.named_buffers()}
+            model.network.train(training)
             results = []
             for filling in (0.0, 3.0):
-                model.load_state_dict(buffers, strict=False)
                 batch.dense[-4:], batch.labels[-4:] = filling, filling
-                with torch.no_grad():
-                    _, (losses, logits) = model(batch)
+                losses, logits = model(batch, vectors)
                 results.append((losses, logits[:-4]))
             torch.testing.assert_close(results[1], results[0])
 

@@ -2,6 +2,7 @@
 """The tasks' losses against a loop over samples, on one rank and on two."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.schema import Task
+from deltarec.models.escm2 import ESCM2Heads
+from deltarec.models.losses import direct_terms
 from deltarec.models.ranking import TaskLosses, predictions
 from tests.conftest import run_ranks
 
@@ -21,12 +24,25 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "masked": {"click": {"mask": "seen"}, "time": {"kind": "regression", "on_invalid": "mask"}},
     "chained": {"click": {}, "buy": {"given": "click"}, "keep": {"given": "buy"}},
 }
+ESTIMATED = "losses of the head's own"
 SAMPLES = 9
 SHARES = {1: [9], 2: [6, 3]}
 
 
 def tasks(name: str) -> dict[str, Task]:
+    name = "chained" if name == ESTIMATED else name
     return {task: validate(Task, options, task) for task, options in TASKS[name].items()}
+
+
+def of_tasks(tasks: dict[str, Task]) -> TaskLosses:
+    """With heads that have no losses of their own."""
+    return TaskLosses(tasks, partial(direct_terms, list(tasks.values())))
+
+
+def of_heads(tasks: dict[str, Task]) -> TaskLosses:
+    """With heads that have: entire-space ones, and estimates by propensities."""
+    heads = ESCM2Heads(ESCM2Heads.Config(name="escm2"), 4, tasks)
+    return TaskLosses(tasks, heads.losses)
 
 
 def columns(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +92,8 @@ def on_rank(name: str, share: list[int]) -> tuple[Tensor, Tensor]:
     logits, labels, mask, weight = (column[mine] for column in columns(name))
     padding = max(share) - share[rank] + 1
     padded = torch.cat([logits, torch.full((padding, logits.shape[1]), 7.0)]).requires_grad_()
-    losses = TaskLosses(tasks(name))(padded, batch_of(labels, mask, weight, SAMPLES, padding))
+    make = of_heads if name == ESTIMATED else of_tasks
+    losses = make(tasks(name))(padded, batch_of(labels, mask, weight, SAMPLES, padding))
     losses.sum().backward()
     assert padded.grad is not None
     assert not padded.grad[share[rank] :].any(), "padding has a gradient"
@@ -112,18 +129,25 @@ def test_losses_are_those_of_a_loop(one_process: torch.device, name: str):
 
 
 def all_on_rank(share: list[int]) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: on_rank(name, share) for name in TASKS}
+    return {name: on_rank(name, share) for name in [*TASKS, ESTIMATED]}
 
 
-def test_two_ranks_have_the_same_losses():
+def test_two_ranks_have_the_same_losses(one_process: torch.device):
     """The mean over ranks, as data parallelism takes it of gradients, is one process's."""
     results = run_ranks(2, all_on_rank, SHARES[2])
     for name in TASKS:
         check(name, [result[name] for result in results])
+    losses, gradient = on_rank(ESTIMATED, SHARES[1])
+    compare(ESTIMATED, [result[ESTIMATED] for result in results], losses.tolist(), gradient)
 
 
 def check(name: str, results: list[tuple[Tensor, Tensor]]) -> None:
-    losses, gradient = expected(name)
+    compare(name, results, *expected(name))
+
+
+def compare(
+    name: str, results: list[tuple[Tensor, Tensor]], losses: list[float], gradient: Tensor
+) -> None:
     mean = torch.stack([losses for losses, _ in results]).mean(0)
     torch.testing.assert_close(mean, torch.tensor(losses), rtol=1e-5, atol=1e-6, msg=name)
     rows = torch.cat([rows for _, rows in results]) / len(results)
@@ -134,7 +158,7 @@ def test_a_task_without_samples_has_no_loss_and_no_gradient(one_process: torch.d
     logits = torch.randn(4, 2, requires_grad=True)
     labels, mask = torch.zeros(4, 2), torch.tensor([[True, False]] * 4)
     batch = batch_of(labels, mask, torch.ones(4), num_samples=4, padding=0)
-    losses = TaskLosses({"click": tasks("chained")["click"], "buy": tasks("chained")["buy"]})
+    losses = of_tasks({"click": tasks("chained")["click"], "buy": tasks("chained")["buy"]})
     value = losses(logits, batch)
     assert value[0] > 0 and value[1] == 0
     value.sum().backward()
@@ -145,7 +169,7 @@ def test_losses_of_bf16_logits_are_computed_in_fp32(one_process: torch.device):
     logits, labels, mask, weight = columns("plain")
     batch = batch_of(labels, mask, weight, SAMPLES, padding=0)
     rounded = logits.bfloat16()
-    losses = TaskLosses(tasks("plain"))
+    losses = of_tasks(tasks("plain"))
     assert torch.equal(losses(rounded, batch), losses(rounded.float(), batch))
 
 

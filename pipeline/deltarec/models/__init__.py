@@ -4,9 +4,14 @@
 from deltarec.models.dcn import DCNTrunk
 from deltarec.models.deepfm import DeepFMTrunk
 from deltarec.models.din import DINEncoder
+from deltarec.models.escm2 import ESCM2Heads
+from deltarec.models.esmm import ESMMHeads
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
+from deltarec.models.multi_ipw_dr import MultiDRHeads, MultiIPWHeads
+from deltarec.models.omoe import OMoEHeads
+from deltarec.models.ple import PLEHeads
 from deltarec.models.roles import ScenarioModule, SequenceEncoder, TaskHeads, Trunk
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
@@ -29,5 +34,11 @@ SCENARIO_MODULES: dict[str, type[ScenarioModule]] = {
 }
 TASK_HEADS: dict[str, type[TaskHeads]] = {
     "shared_bottom": SharedBottomHeads,
+    "omoe": OMoEHeads,
     "mmoe": MMoEHeads,
+    "ple": PLEHeads,
+    "esmm": ESMMHeads,
+    "multi_ipw": MultiIPWHeads,
+    "multi_dr": MultiDRHeads,
+    "escm2": ESCM2Heads,
 }

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ranking model: tables, then a network of one member for each role, then losses."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltarec.balancing.balancer import Balancer
@@ -20,6 +19,7 @@ from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import sample_keys, set_sample_keys
 from deltarec.layers.lsq import LSQ
 from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.roles import Fields, FieldShapes, Trunk
 from deltarec.models.single import NoScenario
@@ -87,11 +87,11 @@ class Network(nn.Module):
             lambda inputs: _trunk(config.trunk, inputs),
         )
         self.heads = TASK_HEADS[_name(config.heads)](
-            config.heads, self.scenario.output_dim, len(schema.tasks)
+            config.heads, self.scenario.output_dim, schema.tasks
         )
 
     def forward(self, batch: Batch, outputs: list) -> Tensor:
-        """The tasks' logits `[B, T]` from a batch and the outputs of its tables."""
+        """What the heads give, `[B, C]`, from a batch and the outputs of its tables."""
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, len(batch.index), self.fake_quantisers)
@@ -116,56 +116,61 @@ class RankingModel(nn.Module):
         super().__init__()
         self.tables = tables
         self.network = network
+        schema = network.schema
+        self.num_tasks = len(schema.tasks)
         self.losses = TaskLosses(
-            network.schema.tasks, may_lose=network.schema.on_bad_file == "skip"
+            schema.tasks, network.heads.losses, may_lose=schema.on_bad_file == "skip"
         )
         self.balancer = balancer
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""
-        logits = self.network(batch, self.tables(batch))
-        losses = self.losses(logits, batch)
-        return self.balancer(losses), (losses.detach(), logits.detach())
+        columns = self.network(batch, self.tables(batch))
+        losses = self.losses(columns, batch)
+        return self.balancer(losses), (losses.detach(), columns[:, : self.num_tasks].detach())
 
 
 class TaskLosses(nn.Module):
-    """One loss for each task: the sum over its samples, divided by their **global** count.
+    """One loss for each task: the sum of the heads' terms, each divided by its **global** count.
 
     DistributedDataParallel and TorchRec divide gradients by the number of ranks, so each rank's
     share is multiplied by it.
+
+    Args:
+        tasks: by name.
+        terms: the heads' `losses`.
+        may_lose: whether samples of a batch may turn out to be unreadable.
     """
 
-    positive_weight: Tensor
-
-    def __init__(self, tasks: Mapping[str, Task], may_lose: bool = False) -> None:
-        """`may_lose` says that samples of a batch may turn out to be unreadable."""
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        terms: Callable[[Tensor, Tensor, Tensor], list[LossTerm]],
+        may_lose: bool = False,
+    ) -> None:
         super().__init__()
-        self.tasks = tasks
-        weights = torch.tensor([task.positive_weight for task in tasks.values()])
-        self.register_buffer("positive_weight", weights, persistent=False)
+        self.num_tasks = len(tasks)
+        self.terms = terms
         self.may_mask = may_lose or any(
             task.mask or task.given or task.on_invalid == "mask" for task in tasks.values()
         )
 
-    def forward(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Logits `[B, T]` to losses `[T]`."""
-        columns = []
-        for t, task in enumerate(self.tasks.values()):
-            logit, label = logits[:, t].float(), batch.labels[:, t]
-            if task.kind == "binary":
-                columns.append(
-                    F.binary_cross_entropy_with_logits(
-                        logit, label, pos_weight=self.positive_weight[t], reduction="none"
-                    )
-                )
-            else:
-                columns.append(F.mse_loss(logit, label, reduction="none"))
-        losses = torch.stack(columns, dim=1) * batch.weight.unsqueeze(1)
-        losses = torch.where(batch.mask, losses, 0).sum(0)
-        count = batch.num_samples
-        if self.may_mask:  # then it differs by task, and no rank knows it alone
-            count = all_sum(batch.mask.sum(0)).clamp(min=1)
-        return losses * (dist.get_world_size() / count)
+    def forward(self, columns: Tensor, batch: Batch) -> Tensor:
+        """The heads' columns `[B, C]` to losses `[T]`."""
+        terms = self.terms(columns.float(), batch.labels, batch.mask)
+        counts = torch.stack([term.count.float() for term in terms], dim=1)
+        values = torch.stack([term.value for term in terms], dim=1) * batch.weight.unsqueeze(1)
+        means = torch.where(counts > 0, values, 0).sum(0) * dist.get_world_size()
+        if self.may_mask:  # then the count differs by term, and no rank knows it alone
+            total = all_sum(counts.sum(0))
+            means = means / torch.where(total > 0, total, 1)
+        else:
+            means = means / batch.num_samples
+        by_task = [
+            sum(mean for mean, term in zip(means, terms, strict=True) if term.task == t)
+            for t in range(self.num_tasks)
+        ]
+        return torch.stack(by_task)  # pyright: ignore[reportArgumentType]  # none is without terms
 
 
 def predictions(logits: Tensor, tasks: Mapping[str, Task]) -> Tensor:

@@ -7,7 +7,7 @@ A member is a class with a `Config`, in a file of its own, listed in `models/__i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from deltarec.config import Config
+from deltarec.data.schema import Task
 from deltarec.embeddings.collections import JaggedSequence
+from deltarec.models.losses import LossTerm, direct_terms
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,31 @@ class ScenarioModule(Member):
 
 
 class TaskHeads(Member):
-    """A representation to one logit for each task."""
+    """A representation to one logit for each task, and to the tasks' losses.
 
-    def __init__(self, config: Any, input_dim: int, num_tasks: int) -> None:
+    For a task with a parent (`given`) the logit is that of its probability where the parent is
+    positive, whatever the head; `models/cascade.py` has the rest about chains.
+
+    Args:
+        config: the member's options.
+        input_dim: width of the representation.
+        tasks: by name, in the order of their logits.
+    """
+
+    def __init__(self, config: Any, input_dim: int, tasks: Mapping[str, Task]) -> None:
         super().__init__()
+        self.tasks = list(tasks.values())
 
     @abstractmethod
     def forward(self, representation: Tensor) -> Tensor:
-        """`[B, H]` to logits `[B, T]`."""
+        """`[B, H]` to `[B, C]`: the T tasks' logits, then what the head's own losses need."""
+
+    def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
+        """The terms of the tasks' losses, at least one for each task.
+
+        Args:
+            columns: `[B, C]` in float32 or wider, what `forward` gave.
+            labels: `[B, T]`.
+            mask: bool `[B, T]`, which samples each task lives on.
+        """
+        return direct_terms(self.tasks, columns, labels, mask)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What task heads say of their losses: for each task, means over samples that add up to its loss.
+
+A head sees one rank's samples and must not divide by their number: it hands on each sample's value,
+and how much the sample counts. `models/ranking.py` sums both over all ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltarec.data.schema import Task
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """Σ value / Σ count over the samples of all ranks, a part of one task's loss."""
+
+    task: int
+    """Position of the task whose loss it belongs to; a task's terms are added."""
+    value: Tensor
+    """`[B]`, finite; ignored where the count is 0."""
+    count: Tensor
+    """`[B]`, bool or a weight: 0 for samples that the mean is not about."""
+
+
+def direct_terms(
+    tasks: Sequence[Task], columns: Tensor, labels: Tensor, mask: Tensor
+) -> list[LossTerm]:
+    """Each task's own loss over its own samples: logits, labels and mask `[B, T]`."""
+    return [
+        LossTerm(t, sample_loss(task, columns[:, t], labels[:, t]), mask[:, t])
+        for t, task in enumerate(tasks)
+    ]
+
+
+def sample_loss(task: Task, logit: Tensor, label: Tensor) -> Tensor:
+    """The loss of each sample, logistic or squared: `[B]` and `[B]` to `[B]`."""
+    if task.kind == "regression":
+        return F.mse_loss(logit, label, reduction="none")
+    return cross_entropy(F.logsigmoid(logit), F.logsigmoid(-logit), label, task.positive_weight)
+
+
+def cross_entropy(
+    log_positive: Tensor, log_negative: Tensor, label: Tensor, positive_weight: float
+) -> Tensor:
+    """−q y log p − (1 − y) log(1 − p) from log p and log(1 − p), each `[B]`."""
+    return -(positive_weight * label * log_positive + (1 - label) * log_negative)
