@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltarec import checksums, stored_tensors
 from deltarec.checkpoint import TrainState
 from deltarec.distributed import rank, world_size
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
+from deltarec.supervision import Watchdog
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
@@ -186,6 +189,33 @@ def test_a_full_disk_leaves_the_latest(data: Path, tmp_path: Path):
         assert f"{run}/checkpoints/step_000000001 is intact" in message and "\n" not in message
         assert loaded == 1
     assert not list(run.rglob("*.partial"))
+
+
+class Clones(TorchDispatchMode):
+    """Counts the bytes of all clones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.clone.default:
+            self.num_bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def test_writing_needs_no_memory_for_the_tables(one_process: torch.device, tmp_path: Path):
+    """Tables share a storage, and the writer alone would clone and keep each of them."""
+    storage = torch.randn(4000, 16)
+    model = {f"table_{i}": storage[1000 * i : 1000 * (i + 1)] for i in range(4)}
+    group = dist.new_group(backend="gloo")
+    with Clones() as clones:
+        stored_tensors.write({"model": model}, tmp_path, group, Watchdog(60))
+    assert clones.num_bytes == 0
+    found = {"model": {name: torch.zeros(1000, 16) for name in model}}
+    stored_tensors.read(found, tmp_path)
+    for name, table in model.items():
+        assert torch.equal(found["model"][name], table)
 
 
 def sign(folder: Path) -> None:

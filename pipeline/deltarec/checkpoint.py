@@ -6,8 +6,8 @@ beside the tensors. It is written under another name and renamed when every rank
 part; then the files `latest` and `best`, which hold the name of a folder, are replaced in one step.
 So whatever they name is whole, whenever the job is killed.
 
-Writing happens in a thread: `save` copies the tensors of this rank and returns. TorchRec updates
-tables in place, on CPU too, so the copy is what makes the checkpoint one moment's.
+While training goes on, `save` returns at once: tables are copied between the next steps, as they
+were (`snapshot.py`), and the copy is written in a thread.
 
 What draws random numbers in training is keyed by what it draws for (dropout by sample, shuffling by
 stream). The generators' states are saved nevertheless, for layers that draw from them.
@@ -17,6 +17,7 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,14 +27,18 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
-from torchrec.distributed.types import Shard, ShardedTensor
+from torchrec.distributed.types import ShardedTensor
 
 from deltarec import checksums, stored_tensors
 from deltarec.config import Config
 from deltarec.data.batch import Position
 from deltarec.distributed import is_main, rank, world_size
 from deltarec.optimizers import StepOptimizer
+from deltarec.snapshot import Snapshot, Snapshots
 from deltarec.supervision import NotFinite, Watchdog
+
+COPYING_SHARE = 0.25
+"""Of the time that training takes, how much may go into copying tables for a checkpoint."""
 
 
 class CheckpointConfig(Config):
@@ -96,6 +101,8 @@ class Checkpoints:
         group = dist.new_group(backend="gloo")  # the writing thread's own
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
+        self._snapshots = Snapshots(model)
+        self._copying: _Copying | None = None
         self._writing: _Thread | None = None
 
     def save(self, state: TrainState, best: bool = False, training_goes_on: bool = True) -> None:
@@ -104,7 +111,8 @@ class Checkpoints:
         Args:
             state: what stands beside the tensors.
             best: whether it is the best one so far.
-            training_goes_on: otherwise it is written at once, without the memory of a copy.
+            training_goes_on: then `after_step` must be called after each step that follows;
+                otherwise it is written at once, without the memory of a copy.
 
         Raises:
             NotFinite: a dense tensor of the model is not, so this is no state to go on from.
@@ -113,20 +121,37 @@ class Checkpoints:
         self.wait()
         tensors = self._tensors()
         _check_finite(tensors["model"], state.step)
-        goes_on = self.config.asynchronous and training_goes_on
-        if goes_on:
-            tensors = _copy(tensors)
-        self._writing = _Thread(lambda: self._write(tensors, state, best), self.watchdog)
-        if not goes_on:
+        if self.config.asynchronous and training_goes_on:
+            snapshot = self._snapshots.take(tensors)
+            self._copying = _Copying(snapshot, state, best, since=time.perf_counter())
+        else:
+            self._begin_to_write(lambda: tensors, state, best)
             self.wait()
+
+    def after_step(self) -> None:
+        """Copy a little for the checkpoint under way, if there is one that is not yet copied."""
+        copying = self._copying
+        if copying is None:
+            return
+        trained = time.perf_counter() - copying.since
+        if copying.snapshot.copy_for(COPYING_SHARE * trained):
+            self._copied(copying)
+        copying.since = time.perf_counter()
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether a checkpoint of this rank is being copied, after each step."""
+        return self._copying is not None
 
     @property
     def is_writing(self) -> bool:
-        """Whether a checkpoint of this rank is under way in the background."""
+        """Whether a checkpoint of this rank is being written in the background."""
         return self._writing is not None and self._writing.is_alive
 
     def wait(self) -> None:
         """Wait until the checkpoint under way is written; an error in writing it is raised here."""
+        if self._copying is not None:
+            self._copied(self._copying)
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.wait()
@@ -184,6 +209,16 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint of step {state.step} cannot be written: {error}; "
                 f"{stands}"
             ) from error
+
+    def _copied(self, copying: "_Copying") -> None:
+        complete = lambda: copying.snapshot.complete(self.watchdog.beat)  # noqa: E731
+        self._copying = None
+        self._begin_to_write(complete, copying.state, copying.best)
+
+    def _begin_to_write(
+        self, tensors: Callable[[], dict[str, Any]], state: TrainState, best: bool
+    ) -> None:
+        self._writing = _Thread(lambda: self._write(tensors(), state, best), self.watchdog)
 
     def _on_main(self, function: Callable[[], None]) -> None:
         """Run on the main rank while the others wait; its failure is a ValueError on all."""
@@ -278,6 +313,17 @@ def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = Non
     return state
 
 
+@dataclass
+class _Copying:
+    """A checkpoint whose tables are being copied."""
+
+    snapshot: Snapshot
+    state: TrainState
+    best: bool
+    since: float
+    """When training went on after the last piece, in seconds of `time.perf_counter`."""
+
+
 class _Thread:
     """Runs a function in a thread under watch, and hands its error to whoever waits."""
 
@@ -358,15 +404,3 @@ def _check_names_and_sizes(
                     f"{tuple(value.size())} in the model; steps and row-wise state depend on the "
                     "column cut (column_block), codes on the precision"
                 )
-
-
-def _copy(value: Any) -> Any:
-    """A copy of this rank's tensors, on the CPU, in the same structure."""
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, ShardedTensor):
-        shards = [Shard(_copy(shard.tensor), shard.metadata) for shard in value.local_shards()]
-        return ShardedTensor._init_from_local_shards_and_global_metadata(
-            shards, value.metadata(), process_group=value._process_group
-        )
-    return torch.empty_like(value, device="cpu").copy_(value.detach())

@@ -167,7 +167,8 @@ def _predict(options: argparse.Namespace, arguments: list[str]) -> int:
     checkpoints = [found for found in (find_checkpoint(folder, p) for p in pointers) if found]
     if not checkpoints:
         raise ValueError(f"{folder}: there is no {pointers[-1]} checkpoint")
-    files = find(options.source or job.data.root(), patterns)
+    mend = "mend it, or name the others by --files: every row gets a score"
+    files = find(options.source or job.data.root(), patterns, mend=mend)
     source = Input(job.data_schema, files, options.keys, options.batch_size, options.rows_per_part)
     if options.nproc is not None:
         return _launch(options.nproc, arguments)

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItem
 
 from deltarec.supervision import Watchdog
 
@@ -39,7 +42,7 @@ def write(
     writer = FileSystemWriter(folder)
     writer.fs = files = _WatchedFiles(watchdog)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=group)
+        dcp.save(tensors, storage_writer=writer, planner=_NoClones(), process_group=group)
     except dcp.api.CheckpointException as error:
         raise ValueError(_first_failure(error)) from error
     return {name.removesuffix(".tmp"): value for name, value in files.checksums.items()}
@@ -105,6 +108,20 @@ def write_text(path: Path, text: str) -> None:
 def _first_failure(error: dcp.api.CheckpointException) -> str:
     rank, (cause, _) = next(iter(error.failures.items()))
     return f"rank {rank}: {cause}"
+
+
+class _NoClones(DefaultSavePlanner):
+    """Hands over tables as they are.
+
+    The writer clones each tensor that is part of a larger storage, as tables are that share one,
+    and keeps all clones until the last is written: the memory of all tables once more.
+    """
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        data = super().resolve_data(write_item)
+        if isinstance(data, Tensor) and data.is_cpu and data.is_contiguous():
+            return torch.from_numpy(data.detach().numpy())  # the same memory, a storage of its own
+        return data
 
 
 class _WatchedFiles(FileSystem):

@@ -124,6 +124,7 @@ class Trainer:
                 started = time.monotonic() - self.state.seconds
             while not stop:
                 losses = self._train_step(batches)
+                self.checkpoints.after_step()
                 batch = batches.trained()
                 lost = skipped.after_batch(batch.lost)
                 self.state = replace(

@@ -79,7 +79,10 @@ class ParquetFile:
 
 
 def find(
-    source: str, patterns: Sequence[str], damaged: Damage | None = None
+    source: str,
+    patterns: Sequence[str],
+    damaged: Damage | None = None,
+    mend: str = "mend or remove the file, or set data.on_bad_file to skip",
 ) -> list[ParquetFile]:
     """The Parquet files under `source` that the patterns name, in the order of pattern, then path.
 
@@ -90,6 +93,7 @@ def find(
             `date=2026-11-01` too), or globs of either. `.` is the source itself. Names that begin
             with `_` or `.` are skipped inside folders.
         damaged: where files are noted that are not readable Parquet; without it they stop.
+        mend: what to tell a user whom such a file stops.
 
     Raises:
         ValueError: a pattern matches nothing, a file is not Parquet, or there is no row at all.
@@ -110,9 +114,7 @@ def find(
     bad = {path: what for path, what in zip(paths, found, strict=True) if isinstance(what, str)}
     if bad and damaged is None:
         path, what = next(iter(bad.items()))
-        raise ValueError(
-            f"{path}: {what}; mend or remove the file, or set data.on_bad_file to skip"
-        )
+        raise ValueError(f"{path}: {what}; {mend}")
     if damaged is not None:
         damaged.update(bad)
     if not any(file.metadata.num_rows for file in files):
