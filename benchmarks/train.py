@@ -3,6 +3,7 @@
 
     deltarec bench train --config configs/ml1m_mmoe.yaml --nproc 1 2 --peers PYTHON
     deltarec bench train --config configs/synth_dnn.yaml --nproc 2 --peers PYTHON --auc
+    deltarec bench train --config configs/synth_dnn.yaml --variant "int8: embedding.precision=int8"
 
 Every contender runs in processes of its own, one contender after the other, several rounds; the
 median of a contender's rounds and its ratio to the plain TorchRec loop of as many processes are
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ SCRIPTS = {
 """What the peers run for a configuration."""
 
 
-def ours(options: argparse.Namespace, processes: int) -> dict[str, Any]:
+def ours(
+    options: argparse.Namespace, processes: int, overridden: Sequence[str] = ()
+) -> dict[str, Any]:
     """`deltarec train`; the rate leaves out the first steps."""
     config, steps = options.config, options.steps
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +50,7 @@ def ours(options: argparse.Namespace, processes: int) -> dict[str, Any]:
         overrides = ["data.valid=[]", "train.early_stopping=null", "train.epochs=100"]
         overrides += [f"train.max_steps={WARMUP + steps}", f"train.log_every={WARMUP}"]
         overrides += [] if options.auc else ["data.test=[]"]
-        for override in (*overrides, *options.set):
+        for override in (*overrides, *options.set, *overridden):
             command += ["--set", override]
         result = last_json(command)
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
@@ -58,6 +61,7 @@ def ours(options: argparse.Namespace, processes: int) -> dict[str, Any]:
         return {
             "samples_per_second": logs[-1]["samples_per_second"] * share,
             "peak_memory_gib": result["peak_memory_bytes"] / 2**30,
+            "table_bytes": sum(result["embedding_bytes"].values()),
             "auc": next(iter(result["test"].values()))["all"]["auc"] if options.auc else None,
         }
 
@@ -89,6 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="deltarec bench train", description=__doc__)
     parser.add_argument("--config", default="configs/ml1m_mmoe.yaml")
     parser.add_argument("--set", action="append", default=[], help="overrides for our side")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'NAME: KEY=VALUE …'",
+        help="also our side with these overrides, as a contender of its own; repeatable",
+    )
     parser.add_argument("--nproc", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -105,6 +116,9 @@ def main() -> None:
     for n in options.nproc:
         contenders[f"plain TorchRec, {n}"] = partial(plain_torchrec, options, n)
         contenders[f"deltarec, {n}"] = partial(ours, options, n)
+        for variant in options.variant:
+            name, _, overridden = variant.partition(":")
+            contenders[f"{name.strip()}, {n}"] = partial(ours, options, n, overridden.split())
     if options.peers:
         for name, script in SCRIPTS[Path(options.config).stem].items():
             contenders[f"{name}, 1"] = partial(peer, options, script, data)
@@ -113,7 +127,8 @@ def main() -> None:
         for name, run in contenders.items():
             rounds[name].append(run())
     print(
-        f"{'contender, processes':24} {'samples/s':>12} {'x plain':>8} {'peak GiB':>9} {'AUC':>7}"
+        f"{'contender, processes':24} {'samples/s':>12} {'x plain':>8} {'peak GiB':>9} {'AUC':>7} "
+        f"{'tables, MB':>11}"
     )
     results = []
     for name, found in rounds.items():
@@ -128,7 +143,9 @@ def main() -> None:
         ratio = statistics.median(ratios)
         auc = found[-1].get("auc")
         shown = "" if auc is None else f"{auc:.4f}"
-        print(f"{name:24} {rate:12,.0f} {ratio:8.3f} {memory:9.2f} {shown:>7}")
+        tables = found[-1].get("table_bytes")
+        size = "" if tables is None else f"{tables / 1e6:,.1f}"
+        print(f"{name:24} {rate:12,.0f} {ratio:8.3f} {memory:9.2f} {shown:>7} {size:>11}")
         results.append(
             {"name": name, "samples_per_second": rate, "ratio": ratio, "gib": memory, "auc": auc}
         )
