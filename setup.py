@@ -74,6 +74,7 @@ setup(
         "pydantic>=2.7",
         "pyre-extensions",
         "pyvers",
+        "scipy",
         "tensorboard",
         "tensordict",
         "torchmetrics==1.0.3",
@@ -81,10 +82,11 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "bench": ["matplotlib"],
+        "plot": ["matplotlib"],  # of `deltarec sweep` and of benchmarks
         "dev": [
             "hypothesis",
             "kubernetes",  # for dry runs of its scheduler
+            "matplotlib",
             "pyright==1.1.414",
             "pytest",
             "pytest-timeout",

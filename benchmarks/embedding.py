@@ -344,12 +344,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="on CPU; all cores if not given")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path("runs/bench_embedding.json"))
-    parser.add_argument(
-        "--plot", type=Path, help="an image; needs matplotlib, in the extra `bench`"
-    )
+    parser.add_argument("--plot", type=Path, help="an image; needs matplotlib, in the extra `plot`")
     options = parser.parse_args()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'deltarec[bench]'")
+        parser.error("--plot needs matplotlib: pip install 'deltarec[plot]'")
     if options.threads:
         torch.set_num_threads(options.threads)
     check_kernels(options.device)

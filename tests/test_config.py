@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from deltarec.config import Config, OneOf, dump, load, override, validate
+from deltarec.config import (
+    Config,
+    OneOf,
+    dump,
+    in_one_line,
+    load,
+    override,
+    parse_override,
+    validate,
+)
 from deltarec.job import Job
 from tests.conftest import ROOT
 from tests.small_job import CONFIG, small_job
@@ -118,6 +127,45 @@ def test_overrides(tmp_path: Path):
 def test_a_wrong_override(tmp_path: Path, override: str, message: str):
     found = refused(tmp_path, "title: a\nshapes: [{name: circle}]", override)
     assert found.startswith(message) and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("overrides", "frame"),
+    [
+        (["frame.name=polygon"], Polygon(name="polygon")),
+        (["frame={name: polygon}"], Polygon(name="polygon")),
+        (["frame.name=circle"], Circle(name="circle", radius=2.0)),
+        (["frame.corners=[1]", "frame.name=polygon"], Polygon(name="polygon", corners=[1])),
+        (["frame.name=polygon", "frame.corners=[1]"], Polygon(name="polygon", corners=[1])),
+        (["frame.name=polygon", "frame.name=circle"], Circle(name="circle")),
+        (["frame={radius: 3}"], Circle(name="circle", radius=3.0)),
+    ],
+)
+def test_another_member_begins_with_its_own_options(tmp_path, overrides: list[str], frame: Config):
+    text = "title: a\nframe: {name: circle, radius: 2}"
+    assert drawing(tmp_path, text, *overrides).frame == frame
+
+
+def test_another_member_than_the_bases(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("title: a\nframe: {name: circle, radius: 2}")
+    found = drawing(tmp_path, "base: base.yaml\nframe: {name: polygon}")
+    assert found.frame == Polygon(name="polygon")
+
+
+def test_a_choice_inside_a_list(tmp_path: Path):
+    text = "title: a\nshapes: [{name: circle}, {name: circle, radius: 2}]"
+    found = drawing(tmp_path, text, "shapes.1.name=polygon")
+    assert found.shapes == [Circle(name="circle"), Polygon(name="polygon")]
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+                    | st.text(st.characters(codec="utf-8", categories=("L", "N", "P"))),
+                    lambda inner: st.lists(inner, max_size=3)))  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_a_value_in_one_line_reads_back(value: object):
+    text = in_one_line(value)
+    assert "\n" not in text
+    assert parse_override(f"a.b={text}") == ("a.b", value)
 
 
 def test_an_override_leaves_its_tree_alone():

@@ -104,7 +104,7 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.supervision import TRY_AGAIN, Terminated
     from deltarec.trainer import Trainer, report
 
-    with process_group() as device:
+    with process_group(threads=options.threads) as device:
         run = RunFolder.create(options.run_dir, Path(options.config).stem)
         try:
             result = Trainer(job, run, device).fit()
@@ -115,6 +115,26 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
         if is_main():
             _answer(options, result, f"{report(result)}\nrun folder: {run.path}")
     return 0
+
+
+def _sweep(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.distributed import launched, silence_libraries
+    from deltarec.grid import baselines, variants
+    from deltarec.sweep import Launcher, plan, run_sweep
+
+    if launched():
+        raise ValueError("deltarec sweep starts its runs itself: call it without a launcher")
+    silence_libraries()
+    folder = options.run_dir or Path("runs", f"sweep-{Path(options.config).stem}")
+    found = variants(Path(options.config), options.set, options.grid, options.variant)
+    compared = baselines(found, options.baseline)
+    nproc = options.nproc or 1
+    launcher = Launcher.here(options.jobs, nproc)
+    planned = plan(found, options.seeds, folder, nproc, options.metric, options.skip_refused)
+    comparison = run_sweep(planned, folder, compared, launcher, options.keep_checkpoints, print)
+    answer = {**comparison.plain(), "folder": str(folder)}
+    _answer(options, answer, f"\n{comparison.markdown()}\nsweep folder: {folder}")
+    return 1 if comparison.failed else 0
 
 
 def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -139,7 +159,7 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.run_folder import RunFolder
     from deltarec.trainer import Trainer
 
-    with process_group() as device:
+    with process_group(threads=options.threads) as device:
         trainer = Trainer(job, RunFolder(options.run_dir), device)
         state = trainer.checkpoints.load(pointer)
         result = trainer.evaluate(options.split)
@@ -176,7 +196,7 @@ def _predict(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.predict import predict
 
     output = options.folder or options.run_dir / "predictions"
-    with process_group() as device:
+    with process_group(threads=options.threads) as device:
         answer = predict(job, source, checkpoints[0], output, device)
         if is_main():
             _answer(
@@ -284,6 +304,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def processes(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--nproc", type=_count, help="number of processes on this machine")
+        sub.add_argument(
+            "--threads",
+            type=_count,
+            help="of a process; on CPU, the cores divided by the processes if not given",
+        )
 
     verb("doctor", _doctor, "Prints versions and says whether they fit together.")
 
@@ -309,6 +334,49 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="run folder; runs/NAME-TIME if not given")
     overrides(train)
     processes(train)
+
+    sweep = verb("sweep", _sweep, "Trains variants of a job over seeds and compares them.")
+    sweep.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="path.to.key=[A,B]",
+        help="an axis of the grid; repeatable, all combinations are trained",
+    )
+    sweep.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'LABEL: [FILE] path.to.key=value …'",
+        help="one more configuration, beside the grid; repeatable",
+    )
+    sweep.add_argument("--seeds", type=_count, default=3, help="runs of each variant; 3")
+    sweep.add_argument(
+        "--baseline",
+        metavar="LABEL|path.to.key=value",
+        help="the variant that others are compared with, or values of axes that each is moved to; "
+        "the first variant if not given",
+    )
+    sweep.add_argument(
+        "--metric", metavar="TASK/METRIC", help="that decides; as in early stopping if not given"
+    )
+    sweep.add_argument("--jobs", type=_count, default=1, help="runs at a time; 1")
+    sweep.add_argument("--nproc", type=_count, help="processes of each run; 1")
+    sweep.add_argument(
+        "--run-dir", type=Path, help="folder of the sweep; runs/sweep-NAME if not given"
+    )
+    sweep.add_argument(
+        "--skip-refused",
+        action="store_true",
+        help="list impossible combinations in the table instead of refusing the sweep",
+    )
+    sweep.add_argument(
+        "--keep-checkpoints",
+        action="store_true",
+        help="of finished runs; they are removed if not given",
+    )
+    overrides(sweep)
 
     evaluate = verb("evaluate", _evaluate, "Computes the metrics of a run's checkpoint.")
     evaluate.add_argument("--run-dir", type=Path, required=True, help="the run folder")

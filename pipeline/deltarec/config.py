@@ -11,6 +11,8 @@ strict mode: no unknown key, no silent conversion.
 """
 
 import difflib
+import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +80,8 @@ def load(config_type: type[ConfigT], path: str | Path, overrides: Sequence[str] 
     """Read a YAML file, apply `path.to.key=value` overrides, and check the result.
 
     A top-level key `base` names another YAML file, relative to this one, that this one is merged
-    onto: mappings merge key by key, everything else replaces.
+    onto: mappings merge key by key, everything else replaces. A section that chooses another
+    member (`name`) replaces too, for the options were those of the member that is gone.
 
     Raises:
         ValueError: the file or an override cannot be read, or the configuration is not valid; the
@@ -93,28 +96,55 @@ def load(config_type: type[ConfigT], path: str | Path, overrides: Sequence[str] 
 
 
 def override(tree: dict[Any, Any], overrides: Sequence[str]) -> DictConfig:
-    """The tree with `path.to.key=value` overrides applied in order.
+    """The tree with `path.to.key=value` overrides applied.
 
     A number in the path is an index into a list; a mapping as value merges with one that is there.
+    Choices of a member (`model.heads.name=ple`) come first, the others in order: choosing another
+    member empties its section, and the overrides that stand beside the choice are for the new one.
 
     Raises:
         ValueError: an override is not of that form, its value is not YAML, or its path leads
             nowhere.
     """
     changed = OmegaConf.create(tree)
-    for text in overrides:
-        key, separator, value = text.partition("=")
-        if not separator or not key:
-            raise ValueError(f"--set {text}: expected path.to.key=value")
+    parsed = [(text, *parse_override(text)) for text in overrides]
+    for text, key, value in sorted(parsed, key=lambda item: not _chooses(item[1], item[2])):
+        section, _, last = key.rpartition(".")
+        if last == "name" and section:
+            key, value = section, {last: value}
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ValueError(f"--set {text}: not a YAML value: {_one_line(error)}") from error
-        try:
-            OmegaConf.update(changed, key, parsed["value"], force_add=True)  # pyright: ignore
+            if isinstance(value, dict):
+                there = OmegaConf.select(changed, key)
+                if isinstance(there, DictConfig):
+                    value = _merge(OmegaConf.to_container(there), value)
+            OmegaConf.update(changed, key, value, merge=False, force_add=True)
         except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"--set {text}: {_one_line(error)}") from error
     return changed
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of `path.to.key=value`, whose value is YAML.
+
+    Raises:
+        ValueError: it is not of that form, or the value is not YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set {text}: expected path.to.key=value")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"--set {text}: not a YAML value: {_one_line(error)}") from error
+    return key, parsed["value"]  # pyright: ignore
+
+
+def in_one_line(value: Any) -> str:
+    """A plain value as YAML that `parse_override` reads back."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=math.inf
+    )
+    return text.removesuffix("...\n").strip()
 
 
 def validate(config_type: type[ConfigT], data: Any, source: str) -> ConfigT:
@@ -150,6 +180,11 @@ _Dumper.add_representer(  # "${" begins an interpolation
 )
 
 
+def fingerprint(config: Config) -> str:
+    """SHA-256 of the configuration as `dump` writes it; equal configurations have equal ones."""
+    return hashlib.sha256(dump(config).encode()).hexdigest()
+
+
 def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[Any, Any]:
     """The file merged onto its base; `derived` are the files that led to it."""
     if not path.is_file():
@@ -170,8 +205,18 @@ def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[Any, Any]:
     return _merge(_read(path.parent / str(base), (*derived, path.resolve())), tree)
 
 
+def _chooses(key: str, value: Any) -> bool:
+    """Whether an override sets the `name` of some section."""
+    if isinstance(value, dict):
+        return any(_chooses(name, inside) for name, inside in value.items())
+    return isinstance(value, str) and key.rpartition(".")[2] == "name"
+
+
 def _merge(below: Any, above: Any) -> Any:
     if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    names = below.get("name"), above.get("name")
+    if all(isinstance(name, str) for name in names) and names[0] != names[1]:
         return above
     shared = {key: _merge(below[key], above[key]) for key in below if key in above}
     return {**below, **above, **shared}

@@ -22,10 +22,17 @@ def launched() -> bool:
 
 
 @contextmanager
-def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.device]:
+def process_group(
+    timeout: timedelta = timedelta(minutes=10), threads: int | None = None
+) -> Iterator[torch.device]:
     """Join the launcher's process group, or a group of one; yields this rank's device.
 
     CPU tensors always travel over gloo, so host-side reductions work on GPU jobs too.
+
+    Args:
+        timeout: of a collective.
+        threads: that this process computes with; without it, CPU jobs divide the machine's cores
+            among their own processes.
 
     Raises:
         ConnectionError: another rank ended in the middle of the job.
@@ -41,7 +48,8 @@ def process_group(timeout: timedelta = timedelta(minutes=10)) -> Iterator[torch.
         backend = "gloo"
         # torchrun sets one thread a process; the cores are there to be shared.
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+    if threads is not None:
         torch.set_num_threads(threads)
         pa.set_cpu_count(threads)
     if launched():

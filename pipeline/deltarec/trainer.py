@@ -5,7 +5,6 @@ The core is TorchRec's own: a model sharded by DistributedModelParallel, driven 
 pipeline. Around it stand evaluation, checkpoints and what a person sees.
 """
 
-import hashlib
 import json
 import resource
 import sys
@@ -161,7 +160,10 @@ class Trainer:
         reader = self._reader(split)
         tasks = self.job.tasks
         evaluation = Evaluation(
-            [(name, _metrics(task.kind, bool(self.job.data.user))) for name, task in tasks.items()],
+            [
+                (name, measured_metrics(task.kind, bool(self.job.data.user)))
+                for name, task in tasks.items()
+            ],
             self.job.scenario.names if self.job.scenario else (),
             has_user=self.job.data.user is not None,
         )
@@ -356,8 +358,7 @@ class Trainer:
             "torchrec": version("torchrec"),
             "python": sys.version.split()[0],
         }
-        text = configuration.dump(self.job)
-        result["config_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        result["config_sha256"] = configuration.fingerprint(self.job)
         self.run.write("result.json", json.dumps(result, indent=2) + "\n")
         self.run.close()
         return result
@@ -447,7 +448,7 @@ class _Batches(Iterator[Batch]):
         self.source.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _metrics(kind: str, has_user: bool) -> list[str]:
+def measured_metrics(kind: str, has_user: bool) -> list[str]:
     """All metrics of a kind of task that the data admits."""
     return [
         name
