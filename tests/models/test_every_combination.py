@@ -35,7 +35,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "deepfm": LAYERS,
         "dcn": {**LAYERS, "norm": "layer"},
     },
-    "scenario": {"none": {}, "towers": {**LAYERS, "norm": "layer"}},
+    "scenario": {
+        "none": {},
+        "towers": {**LAYERS, "norm": "layer"},
+        "hamur": {"rank": 4, "bottleneck": 8, "hyper": [8]},
+    },
     "heads": {
         "shared_bottom": LAYERS,
         "omoe": {**LAYERS, "experts": 2, "tower": [8]},

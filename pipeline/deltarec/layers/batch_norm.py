@@ -7,7 +7,21 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class GlobalBatchNorm(nn.Module):
+class BatchStatistics(nn.Module):
+    """A layer that, in training, normalises by statistics of the batch's real samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real: Tensor | None = None
+        """Bool `[B]`: which samples are not padding; set by `set_real_samples`."""
+
+    @property
+    def real_samples(self) -> Tensor:
+        assert self.real is not None, "set_real_samples comes before the forward"
+        return self.real
+
+
+class GlobalBatchNorm(BatchStatistics):
     """`BatchNorm1d` with the statistics of all ranks' samples; padding does not count.
 
     PyTorch's SyncBatchNorm does this on GPU only.
@@ -29,8 +43,6 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(dim))
         self.momentum = momentum
         self.eps = eps
-        self.real: Tensor | None = None
-        """Bool `[B]`: which samples are not padding; set by `set_real_samples`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -41,9 +53,8 @@ class GlobalBatchNorm(nn.Module):
 
     def _centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The input less the batch's mean, `[B, D]`, and the batch's variance, `[D]`."""
-        assert self.real is not None, "set_real_samples comes before the forward"
         x = x.to(self.weight.dtype)  # under autocast the sums would have eight bits
-        real = self.real.to(x.dtype).unsqueeze(1)
+        real = self.real_samples.to(x.dtype).unsqueeze(1)
         sums = _over_ranks(torch.cat([(x * real).sum(0), real.sum(0)]))
         samples = sums[-1]
         count = samples.clamp(min=1)
@@ -66,5 +77,5 @@ def _over_ranks(sums: Tensor) -> Tensor:
 def set_real_samples(model: nn.Module, real: Tensor) -> None:
     """Tell every batch normalisation of a model which samples `[B]` of the next batch are real."""
     for module in model.modules():
-        if isinstance(module, GlobalBatchNorm):
+        if isinstance(module, BatchStatistics):
             module.real = real

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fully connected layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -18,6 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 NORMS: dict[str, type[nn.Module]] = {"batch": GlobalBatchNorm, "layer": nn.LayerNorm}
+
+Adapt = Callable[[int, Tensor], Tensor]
+"""Changes a level's representation `[B, D]`: level 0 is the MLP's input, l its l-th layer."""
 
 
 class MLPConfig(Config):
@@ -44,6 +47,7 @@ class MLP(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
+        widths = (input_dim, *hidden)
         for width in hidden:
             layers.append(nn.Linear(input_dim, width))
             if norm:
@@ -53,11 +57,22 @@ class MLP(nn.Sequential):
                 layers.append(Dropout(dropout))
             input_dim = width
         super().__init__(*layers)
+        self.widths = widths
+        """Of each level: the input, then the layers."""
         self.output_dim = input_dim
 
     @classmethod
     def of(cls, input_dim: int, config: MLPConfig) -> "MLP":
         return cls(input_dim, config.hidden, config.activation, config.norm, config.dropout)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
+    def forward(self, input: Tensor, adapt: Adapt | None = None) -> Tensor:
+        """`[B, D]` to `[B, output_dim]`; `adapt` may change what each level hands on."""
+        if adapt is None:
+            return super().forward(input)
+        x, level = adapt(0, input), 0
+        for position, module in enumerate(self, start=1):
+            x = module(x)
+            if position == len(self) or isinstance(self[position], nn.Linear):
+                level += 1
+                x = adapt(level, x)
+        return x

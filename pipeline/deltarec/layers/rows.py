@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deltarec.layers.batch_norm import GlobalBatchNorm
+from deltarec.layers.batch_norm import BatchStatistics
 from deltarec.layers.dropout import Dropout, mix64
 
 
@@ -26,7 +26,7 @@ def seeing(model: nn.Module, rows: Tensor, occurrence: Tensor | None = None) -> 
         occurrence: int64 `[n]`, tells rows that belong together apart; needed if there are any.
     """
     dropouts = [(m, m.keys) for m in model.modules() if isinstance(m, Dropout)]
-    norms = [(m, m.real) for m in model.modules() if isinstance(m, GlobalBatchNorm)]
+    norms = [(m, m.real) for m in model.modules() if isinstance(m, BatchStatistics)]
     for dropout, keys in dropouts:
         if keys is not None:
             keys = keys[rows]

@@ -6,6 +6,7 @@ from deltarec.models.deepfm import DeepFMTrunk
 from deltarec.models.din import DINEncoder
 from deltarec.models.escm2 import ESCM2Heads
 from deltarec.models.esmm import ESMMHeads
+from deltarec.models.hamur import HAMUR
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
@@ -31,6 +32,7 @@ TRUNKS: dict[str, type[Trunk]] = {
 SCENARIO_MODULES: dict[str, type[ScenarioModule]] = {
     "none": NoScenario,
     "towers": ScenarioTowers,
+    "hamur": HAMUR,
 }
 TASK_HEADS: dict[str, type[TaskHeads]] = {
     "shared_bottom": SharedBottomHeads,

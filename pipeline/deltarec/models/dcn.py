@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from deltarec.layers.interactions import CrossLayers
-from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.mlp import MLP, Adapt, MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, Trunk
 
 
@@ -30,11 +30,12 @@ class DCNTrunk(Trunk):
         self.cross = CrossLayers(shapes.width, config.cross_layers, config.rank)
         self.deep = MLP.of(shapes.width, config)
         self.stacked = config.structure == "stacked"
+        self.widths = self.deep.widths
         self.output_dim = self.deep.output_dim + (0 if self.stacked else shapes.width)
 
-    def forward(self, fields: Fields) -> Tensor:
+    def forward(self, fields: Fields, adapt: Adapt | None = None) -> Tensor:
         x = fields.flat()
         crossed = self.cross(x)
         if self.stacked:
-            return self.deep(crossed)
-        return torch.cat([crossed, self.deep(x)], dim=1)
+            return self.deep(crossed, adapt)
+        return torch.cat([crossed, self.deep(x, adapt)], dim=1)

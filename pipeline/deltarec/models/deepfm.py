@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deltarec.layers.interactions import factorisation
-from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.mlp import MLP, Adapt, MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, Trunk
 
 
@@ -27,8 +27,11 @@ class DeepFMTrunk(Trunk):
         dim = shapes.common_dim("deepfm")
         self.linear = nn.Linear(shapes.width, 1)
         self.deep = MLP.of(shapes.width, config)
+        self.widths = self.deep.widths
         self.output_dim = self.deep.output_dim + 1 + dim
 
-    def forward(self, fields: Fields) -> Tensor:
+    def forward(self, fields: Fields, adapt: Adapt | None = None) -> Tensor:
         x = fields.flat()
-        return torch.cat([self.deep(x), self.linear(x), factorisation(fields.stacked())], dim=1)
+        return torch.cat(
+            [self.deep(x, adapt), self.linear(x), factorisation(fields.stacked())], dim=1
+        )

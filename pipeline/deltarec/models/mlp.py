@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.mlp import MLP, Adapt, MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, Trunk
 
 
@@ -20,7 +20,8 @@ class MLPTrunk(Trunk):
     def __init__(self, config: Config, shapes: FieldShapes) -> None:
         super().__init__(config, shapes)
         self.mlp = MLP.of(shapes.width, config)
+        self.widths = self.mlp.widths
         self.output_dim = self.mlp.output_dim
 
-    def forward(self, fields: Fields) -> Tensor:
-        return self.mlp(fields.flat())
+    def forward(self, fields: Fields, adapt: Adapt | None = None) -> Tensor:
+        return self.mlp(fields.flat(), adapt)

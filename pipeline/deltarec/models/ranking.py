@@ -77,9 +77,11 @@ class Network(nn.Module):
                 for name, feature in schema.sequences.items()
             }
         )
-        dims = [tables[schema.table(n)].dim for n in schema.sparse if n not in schema.sequences]
+        names = [name for name in schema.sparse if name not in schema.sequences]
+        dims = [tables[schema.table(name)].dim for name in names]
         dims += [int(encoder.output_dim) for encoder in self.encoders.values()]  # pyright: ignore
-        shapes = FieldShapes(tuple(dims), len(schema.dense))
+        names += self.encoders
+        shapes = FieldShapes(tuple(dims), len(schema.dense), tuple(names))
         self.scenario = SCENARIO_MODULES[_name(config.scenario)](
             config.scenario,
             shapes,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deltarec.config import Config
 from deltarec.data.schema import Task
 from deltarec.embeddings.collections import JaggedSequence
+from deltarec.layers.mlp import Adapt
 from deltarec.models.losses import LossTerm, direct_terms
 
 
@@ -27,6 +28,8 @@ class FieldShapes:
     dims: tuple[int, ...]
     """Width of each field."""
     num_dense: int
+    names: tuple[str, ...] = ()
+    """Of the fields, for members that tell some of them apart."""
 
     @property
     def width(self) -> int:
@@ -62,6 +65,12 @@ class Fields:
         """All side by side: `[B, sum D_f + N]`."""
         return torch.cat([*self.vectors, self.dense], dim=1)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Fields":
+        """The same fields after a change to all side by side, `[B, sum D_f + N]` to the same."""
+        dims = [vector.shape[1] for vector in self.vectors]
+        *vectors, dense = change(self.flat()).split([*dims, self.dense.shape[1]], dim=1)
+        return Fields(vectors, dense)
+
     def stacked(self) -> Tensor:
         """Fields of equal width: `[B, F, D]`."""
         return torch.stack(list(self.vectors), dim=1)
@@ -89,12 +98,15 @@ class Trunk(Member):
     """Fields and dense inputs to one representation `[B, output_dim]`."""
 
     output_dim: int
+    widths: tuple[int, ...] = ()
+    """Of the deep part's levels, its input and its layers: what a scenario module may adapt."""
 
     def __init__(self, config: Any, shapes: FieldShapes) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, fields: Fields) -> Tensor: ...
+    def forward(self, fields: Fields, adapt: Adapt | None = None) -> Tensor:
+        """`adapt` may change each level of the deep part, of the width that `widths` says."""
 
 
 class ScenarioModule(Member):

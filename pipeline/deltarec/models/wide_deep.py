@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.mlp import MLP, Adapt, MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, Trunk
 
 
@@ -26,8 +26,9 @@ class WideDeepTrunk(Trunk):
         super().__init__(config, shapes)
         self.wide = nn.Linear(shapes.width, 1)
         self.deep = MLP.of(shapes.width, config)
+        self.widths = self.deep.widths
         self.output_dim = self.deep.output_dim + 1
 
-    def forward(self, fields: Fields) -> Tensor:
+    def forward(self, fields: Fields, adapt: Adapt | None = None) -> Tensor:
         x = fields.flat()
-        return torch.cat([self.deep(x), self.wide(x)], dim=1)
+        return torch.cat([self.deep(x, adapt), self.wide(x)], dim=1)
