@@ -99,7 +99,7 @@ def means(terms: Sequence[LossTerm], num_tasks: int) -> Tensor:
     """The tasks' losses `[T]` of one process without sample weights."""
     losses = torch.zeros(num_tasks, dtype=torch.float64)
     for term in terms:
-        value = torch.where(term.count > 0, term.value, 0).sum() / term.count.sum()
+        value = term.value[term.samples].mean()
         losses = losses.index_add(0, torch.tensor([term.task]), value.unsqueeze(0))
     return losses
 

@@ -57,7 +57,7 @@ def test_joint_labels():
         assert got == list(joint), labels
 
 
-CASCADES = ("esmm", "multi_ipw", "multi_dr", "escm2")
+CASCADES = ("esmm", "multi_ipw", "multi_dr", "escm2", "aitm")
 
 
 @pytest.mark.parametrize("name", CASCADES)

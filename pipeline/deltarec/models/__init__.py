@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every model part by its name in the configuration. A new one is its file and its line here."""
 
+from deltarec.models.adatt import AdaTTHeads
+from deltarec.models.aitm import AITMHeads
+from deltarec.models.cross_stitch import CrossStitchHeads
+from deltarec.models.dbmtl import DBMTLHeads
 from deltarec.models.dcn import DCNTrunk
 from deltarec.models.deepfm import DeepFMTrunk
 from deltarec.models.din import DINEncoder
@@ -39,8 +43,12 @@ TASK_HEADS: dict[str, type[TaskHeads]] = {
     "omoe": OMoEHeads,
     "mmoe": MMoEHeads,
     "ple": PLEHeads,
+    "cross_stitch": CrossStitchHeads,
+    "adatt": AdaTTHeads,
+    "dbmtl": DBMTLHeads,
     "esmm": ESMMHeads,
     "multi_ipw": MultiIPWHeads,
     "multi_dr": MultiDRHeads,
     "escm2": ESCM2Heads,
+    "aitm": AITMHeads,
 }

@@ -2,7 +2,7 @@
 """What task heads say of their losses: for each task, means over samples that add up to its loss.
 
 A head sees one rank's samples and must not divide by their number: it hands on each sample's value,
-and how much the sample counts. `models/ranking.py` sums both over all ranks.
+and which samples the mean is over. `models/ranking.py` sums and counts over all ranks.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from deltarec.data.schema import Task
 
 @dataclass(frozen=True)
 class LossTerm:
-    """Σ value / Σ count over the samples of all ranks, a part of one task's loss."""
+    """The mean of a value over certain samples of all ranks, a part of one task's loss."""
 
     task: int
     """Position of the task whose loss it belongs to; a task's terms are added."""
     value: Tensor
-    """`[B]`, finite; ignored where the count is 0."""
-    count: Tensor
-    """`[B]`, bool or a weight: 0 for samples that the mean is not about."""
+    """`[B]`, finite."""
+    samples: Tensor
+    """Bool `[B]`: which samples the mean is over; the values of others are ignored."""
 
 
 def direct_terms(

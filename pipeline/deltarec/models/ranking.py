@@ -133,7 +133,7 @@ class RankingModel(nn.Module):
 
 
 class TaskLosses(nn.Module):
-    """One loss for each task: the sum of the heads' terms, each divided by its **global** count.
+    """One loss for each task: the sum of the heads' terms, each a mean by its **global** count.
 
     DistributedDataParallel and TorchRec divide gradients by the number of ranks, so each rank's
     share is multiplied by it.
@@ -160,14 +160,13 @@ class TaskLosses(nn.Module):
     def forward(self, columns: Tensor, batch: Batch) -> Tensor:
         """The heads' columns `[B, C]` to losses `[T]`."""
         terms = self.terms(columns.float(), batch.labels, batch.mask)
-        counts = torch.stack([term.count.float() for term in terms], dim=1)
+        samples = torch.stack([term.samples for term in terms], dim=1)
         values = torch.stack([term.value for term in terms], dim=1) * batch.weight.unsqueeze(1)
-        means = torch.where(counts > 0, values, 0).sum(0) * dist.get_world_size()
-        if self.may_mask:  # then the count differs by term, and no rank knows it alone
-            total = all_sum(counts.sum(0))
-            means = means / torch.where(total > 0, total, 1)
-        else:
-            means = means / batch.num_samples
+        sums = torch.where(samples, values, 0).sum(0)
+        count = batch.num_samples
+        if self.may_mask:  # then it differs by term, and no rank knows it alone
+            count = all_sum(samples.sum(0)).clamp(min=1)
+        means = sums * (dist.get_world_size() / count)
         by_task = [
             sum(mean for mean, term in zip(means, terms, strict=True) if term.task == t)
             for t in range(self.num_tasks)
