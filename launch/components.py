@@ -126,6 +126,45 @@ def predict(
     )
 
 
+def sweep(
+    *arguments: str,
+    config: str,
+    run_dir: str,
+    image: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memory_mb: int = 8192,
+    retries: int = 3,
+    mounts: Optional[List[str]] = None,
+    env: Optional[Dict[str, str]] = None,
+) -> specs.AppDef:
+    """Trains variants of a job over seeds on one machine; what is started again goes on.
+
+    Args:
+        arguments: of the verb after a lone --, such as --grid, --seeds and --jobs
+        config: the job's YAML file, as a path on the machine
+        run_dir: folder of the sweep, which outlives the machine
+        image: container image that holds the project; without one, this folder and this Python
+        cpu: cores to ask the scheduler for; all processes at work share them
+        gpu: GPUs to ask the scheduler for
+        memory_mb: memory to ask the scheduler for
+        retries: how often the scheduler starts it again after it, or one of its runs, failed
+        mounts: type=bind,src=PATH,dst=PATH or type=volume,src=CLAIM,dst=PATH; with an image
+        env: environment of the processes, NAME=value,NAME=value
+    """
+    role = specs.Role(
+        name="sweep",
+        image=image or os.getcwd(),
+        entrypoint="python",
+        args=["-m", "deltarec.cli", "sweep", "--config", config, "--run-dir", run_dir, *arguments],
+        env=_environment(image, env),
+        resource=specs.Resource(cpu=cpu, gpu=gpu, memMB=memory_mb),
+        max_retries=retries,
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name="sweep", roles=[role])
+
+
 def bench(
     *arguments: str,
     name: str,

@@ -2,6 +2,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from scipy.stats import t as student
 
 from deltarec.comparison import Cell, Comparison, Key, cell, flatten, holm
+from deltarec.comparison_plot import draw
 
 AUC = Key("like", "all", "auc")
 
@@ -135,3 +137,16 @@ def test_many_scenarios_stay_out_of_the_table_but_not_out_of_the_file():
     found.runs["base"][0] = {AUC: 0.8, **{Key("like", str(i), "auc"): 0.1 for i in range(300)}}
     assert max(map(len, found.markdown().split("## auc")[1].splitlines())) < 40
     assert len(found.csv().splitlines()) == 302
+
+
+def test_the_picture_grows_with_tasks_and_variants(tmp_path: Path):
+    image = pytest.importorskip("matplotlib.image")
+    sizes = []
+    for labels in (["a"], ["a", "b", "c"]):
+        found = comparison({label: [0.8, 0.81, None] for label in labels})
+        for runs in found.runs.values():
+            runs[1] = {**runs[1], Key("buy", "all", "auc"): None}
+        draw(found, tmp_path / "plot.png")
+        sizes.append(image.imread(tmp_path / "plot.png").shape[:2])
+    assert sizes[1][0] > sizes[0][0] and sizes[1][1] == sizes[0][1]
+    assert [f.name for f in tmp_path.iterdir()] == ["plot.png"]

@@ -15,6 +15,7 @@ import yaml
 
 from deltarec.cli import main
 from deltarec.comparison import Comparison, Key
+from deltarec.comparison_plot import MISSING
 from deltarec.grid import baselines, variants
 from deltarec.sweep import Launcher, Plan, Run, plan, run_sweep
 from tests.small_job import CONFIG, write_small_data
@@ -91,11 +92,12 @@ def test_every_run_has_its_folder_and_is_done_once(job: Path, tmp_path: Path):
     }  # fmt: skip
     assert not comparison.failed
     assert said[0] == f"4 runs of 2 variants in {tmp_path}"
+    assert (MISSING in said) != (tmp_path / "plot.png").is_file()
     assert said[-1].startswith("4 of 4 done, click/auc 0.5400 (dropout=0.")
     once = {f"dropout=0.{v}/seed-{s}": 1 for v in (1, 2) for s in (3, 4)}
     assert starts(tmp_path) == once
     again, said = swept(job, tmp_path, StandIn(1, 1, 1))
-    assert said == [f"4 runs of 2 variants in {tmp_path}, 4 are done"]
+    assert said[0] == f"4 runs of 2 variants in {tmp_path}, 4 are done"
     assert again.plain() == comparison.plain() and starts(tmp_path) == once
     more, _ = swept(job, tmp_path, StandIn(1, 1, 1), seeds=3)
     assert sorted(more.runs["dropout=0.2"]) == [3, 4, 5]
@@ -110,7 +112,7 @@ def test_a_run_that_fails_ends_no_sweep_and_is_tried_again(job: Path, tmp_path: 
     comparison, said = swept(job, tmp_path, launcher)
     why = "failed with exit code 2: deltarec: error: it went wrong"
     assert comparison.failed and comparison.unfinished["dropout=0.1"] == {3: why}
-    assert said[1] == f"1 of 4 done, {why} (dropout=0.1, seed 3)"
+    assert said[-4] == f"1 of 4 done, {why} (dropout=0.1, seed 3)"
     assert why in (tmp_path / "table.md").read_text()
     comparison, said = swept(job, tmp_path, StandIn(1, 1, 1))
     assert said[0].endswith(", 2 are done") and not comparison.failed

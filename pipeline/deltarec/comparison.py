@@ -153,7 +153,7 @@ class Comparison:
     def cell(self, label: str, key: Key) -> Cell:
         baseline = self.baselines[label]
         compared = baseline is not None and baseline != label
-        return cell(self._values(label, key), self._values(baseline, key) if compared else None)
+        return cell(self.values(label, key), self.values(baseline, key) if compared else None)
 
     def significant(self, key: Key) -> set[str]:
         """The variants whose difference to their baseline is not chance."""
@@ -202,7 +202,8 @@ class Comparison:
         metric = f"{self.metric.task}/{self.metric.metric}"
         return {"name": self.name, "split": self.split, "metric": metric, "variants": variants}
 
-    def _values(self, label: str | None, key: Key) -> dict[int, float]:
+    def values(self, label: str | None, key: Key) -> dict[int, float]:
+        """A measure by seed, where it is defined."""
         runs = self.runs.get(label or "", {})
         found = {seed: run.get(key) for seed, run in sorted(runs.items())}
         return {seed: value for seed, value in found.items() if value is not None}

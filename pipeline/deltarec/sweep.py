@@ -26,6 +26,7 @@ import torch
 
 from deltarec import config as configuration
 from deltarec.comparison import Comparison, Key, flatten
+from deltarec.comparison_plot import MISSING, can_draw, draw
 from deltarec.grid import Variant
 from deltarec.job import Job
 from deltarec.supervision import TRY_AGAIN
@@ -221,6 +222,8 @@ def run_sweep(
     say(
         f"{total} runs of {len(baselines)} variants in {folder}" + f", {done} are done" * (done > 0)
     )
+    if not can_draw():
+        say(MISSING)
     started = time.monotonic()
     with (
         _only_one(folder) as lock,
@@ -311,6 +314,8 @@ def _write(comparison: Comparison, folder: Path) -> None:
     _replace(folder / "table.md", comparison.markdown())
     _replace(folder / "table.csv", comparison.csv())
     _replace(folder / "sweep.json", json.dumps(comparison.plain(), indent=2) + "\n")
+    if comparison.labels and can_draw():
+        draw(comparison, folder / "plot.png")
 
 
 def _replace(path: Path, text: str) -> None:

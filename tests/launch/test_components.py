@@ -16,8 +16,8 @@ from torchx.specs.finder import get_component
 from tests.conftest import ROOT
 
 COMPONENTS = f"{ROOT}/launch/components.py"
-TRAIN, PREDICT, BENCH = (
-    get_component(f"{COMPONENTS}:{name}").fn for name in ("train", "predict", "bench")
+TRAIN, PREDICT, SWEEP, BENCH = (
+    get_component(f"{COMPONENTS}:{name}").fn for name in ("train", "predict", "sweep", "bench")
 )
 TORCHX = str(Path(sys.executable).with_name("torchx"))
 
@@ -58,6 +58,15 @@ def test_a_benchmark_is_one_process():
     assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (4, 1, 100)
 
 
+def test_a_sweep_is_one_machine_that_finds_its_folder_again():
+    app = SWEEP("--grid", "a.b=[1, 2]", config="j.yaml", run_dir="runs/s", cpu=8, memory_mb=100)
+    [role] = app.roles
+    assert (role.entrypoint, role.num_replicas, role.max_retries) == ("python", 1, 3)
+    words = ["--config", "j.yaml", "--run-dir", "runs/s", "--grid", "a.b=[1, 2]"]
+    assert role.args == ["-m", "deltarec.cli", "sweep", *words]
+    assert (role.resource.cpu, role.resource.memMB) == (8, 100)
+
+
 @pytest.mark.parametrize("component", [TRAIN, PREDICT])
 def test_processes_nodes_and_resources(component: Any):
     where = {"config": "job.yaml"} if component is TRAIN else {"run_dir": "runs/x"}
@@ -75,7 +84,12 @@ def test_one_node_meets_on_a_free_port():
 
 @pytest.mark.parametrize(
     ("component", "where"),
-    [(TRAIN, {"config": "job.yaml"}), (PREDICT, {"run_dir": "x"}), (BENCH, {"name": "reader"})],
+    [
+        (TRAIN, {"config": "job.yaml"}),
+        (PREDICT, {"run_dir": "x"}),
+        (SWEEP, {"config": "job.yaml", "run_dir": "x"}),
+        (BENCH, {"name": "reader"}),
+    ],
 )
 def test_this_python_and_these_sources_unless_an_image_has_them(
     component: Any, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
