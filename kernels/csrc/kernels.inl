@@ -114,11 +114,11 @@ void lookup_range(const LookupArguments& a, int64_t first, int64_t last) {
     }
     return;
   }
+  int64_t feature = first / a.batch, sample = first % a.batch;
   for (int64_t bag = first; bag < last; ++bag) {
-    const int64_t feature = bag / a.batch;
     pool<Bits>(a, a.tables[a.features[feature].table], a.offsets[bag], a.offsets[bag + 1],
-               a.feature_ends[feature],
-               (bag % a.batch) * a.columns + a.features[feature].column);
+               a.feature_ends[feature], sample * a.columns + a.features[feature].column);
+    if (++sample == a.batch) sample = 0, ++feature;
   }
 }
 

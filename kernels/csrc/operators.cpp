@@ -222,28 +222,35 @@ struct Update {
     return place;
   }
 
-  // Feature by feature, so that the gradients of one table's bags lie in few pages; and for the mean
-  // every bag is divided here, once, not once for each id.
+  // Where bags have several ids, their gradients are copied feature by feature, so that those of one
+  // table lie in few pages; and for the mean every bag is divided here, once, not once for each id.
+  // Bags of one id are read where they are: that is once, and the copy took half of the update.
   void place_bags(const Tensor& features, const Tensor& order, const Tensor& offsets, bool mean) {
     const Feature* feature = features_of(features);
     const int64_t count = offsets.numel() - 1, batch = count / features.size(0);
     const int64_t columns = gradient.size(1);
+    const bool copied = mean || order.numel() > count;
     const int64_t* starts = offsets.data_ptr<int64_t>();
-    float* by_feature = scratch<Slot::kGradient, float>(batch * columns);
+    float* by_feature = copied ? scratch<Slot::kGradient, float>(batch * columns) : nullptr;
     int64_t* place = scratch<Slot::kBagPlaces, int64_t>(order.numel());
     share(starts, count, 4, [&](int64_t first, int64_t last) {
+      int64_t f = first / batch, sample = first % batch;
       for (int64_t bag = first; bag < last; ++bag) {
-        const Feature& own = feature[bag / batch];
+        const Feature& own = feature[f];
         const int64_t dim = arguments.tables[own.table].dim, length = starts[bag + 1] - starts[bag];
-        const int64_t at = batch * own.column + bag % batch * dim;
-        const float* from = gradient.data_ptr<float>() + bag % batch * columns + own.column;
-        const float scale = mean && length > 0 ? 1.0f / static_cast<float>(length) : 1.0f;
-        std::transform(from, from + dim, by_feature + at,
-                       [scale](float value) { return value * scale; });
+        int64_t at = sample * columns + own.column;
+        if (copied) {
+          const float* from = gradient.data_ptr<float>() + at;
+          const float scale = mean && length > 0 ? 1.0f / static_cast<float>(length) : 1.0f;
+          at = batch * own.column + sample * dim;
+          std::transform(from, from + dim, by_feature + at,
+                         [scale](float value) { return value * scale; });
+        }
         std::fill_n(place + starts[bag], length, at);
+        if (++sample == batch) sample = 0, ++f;
       }
     });
-    arguments.gradient = by_feature;
+    arguments.gradient = copied ? by_feature : pointer<float>(gradient);
     arguments.places = by_row<Slot::kPlaces>(order, static_cast<const int64_t*>(place));
   }
 
