@@ -285,7 +285,7 @@ def test_every_configuration_of_the_repository_loads(path: Path, tmp_path: Path)
 
 
 def test_the_small_job_loads_equal(tmp_path: Path):
-    job = small_job(tmp_path, train__early_stopping={"metric": "gauc"})
+    job = small_job(tmp_path, train__early_stopping={"task": "click*buy", "metric": "gauc"})
     (tmp_path / "dumped.yaml").write_text(dump(job))
     assert load(Job, tmp_path / "dumped.yaml") == job
 
@@ -365,6 +365,10 @@ TABLE = {"rows": 10}
         (
             {"train__early_stopping": {"task": "like"}},
             "train.early_stopping.task: no task 'like'",
+        ),
+        (
+            {"tasks__buy*keep": {"label": "buy"}},
+            "tasks.buy*keep: '*' stands in the names of joint tasks",
         ),
         (
             {"train__early_stopping": {"metric": "rmse"}},

@@ -130,7 +130,7 @@ def test_result_has_the_documented_shape(run: Run):
     assert result["samples_per_second"] == pytest.approx(100 * STEPS / result["seconds"], rel=0.01)
     assert result["versions"].keys() >= {"torch", "torchrec", "python"}
     for split in ("valid", "test"):
-        assert list(result[split]) == ["click", "buy"]
+        assert list(result[split]) == ["click", "buy", "click*buy"]
         for values in result[split].values():
             assert values["all"].keys() == METRICS
             assert list(values["scenario"]) == ["web", "app"]
@@ -138,6 +138,8 @@ def test_result_has_the_documented_shape(run: Run):
             assert sum(m["n"] for m in values["scenario"].values()) == values["all"]["n"]
     assert result["test"] == result["valid"]
     assert result["test"]["click"]["all"]["n"] == SPLITS["valid"]
+    assert result["test"]["click*buy"]["all"]["n"] == SPLITS["valid"]
+    assert result["test"]["buy"]["all"]["n"] < SPLITS["valid"]
 
 
 def test_the_configuration_in_the_run_folder_is_the_job(run: Run):
@@ -161,7 +163,7 @@ def test_metrics_have_one_line_for_each_step_or_task_and_scenario(run: Run):
     rates = [record["learning_rate"] for record in train]
     factors = [0.5, 1.0] + [1 - step / (STEPS - 2) for step in range(STEPS - 2)]
     assert rates == pytest.approx([0.01 * factor for factor in factors])
-    wanted = [(t, s) for t in ("click", "buy") for s in ("all", "web", "app")]
+    wanted = [(t, s) for t in ("click", "buy", "click*buy") for s in ("all", "web", "app")]
     for step in (20, 40):
         found = [r for r in run.records if r["split"] == "valid" and r["step"] == step]
         assert [(r["task"], r["scenario"]) for r in found] == wanted

@@ -18,6 +18,8 @@ from deltarec.data.reader import ReaderConfig
 from deltarec.data.schema import FEATURES, Feature, IdListFeature, Scenario, Schema, Task
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS
+from deltarec.metrics.metric import Kind
+from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
 from deltarec.optimizers import OptimizerConfig
 from deltarec.warm_start import WarmStartConfig
@@ -67,7 +69,7 @@ class EarlyStopping(Config):
     """Stops when a metric on the validation data has not improved for a while."""
 
     task: str | None = None
-    """The first one if not given."""
+    """The first one if not given. With `given`, also a joint one such as click*buy."""
     metric: str = "auc"
     patience: int = Field(default=2, gt=0)
     """Evaluations without improvement."""
@@ -148,6 +150,13 @@ class Job(Config):
             row_tables={n for n, t in self.embedding.resolved().items() if t.fake_quantised},
         )
 
+    @property
+    def measured(self) -> dict[str, Kind]:
+        """What evaluation reports of, and its kind: the tasks, and the joint ones of chains."""
+        kinds: dict[str, Kind] = {name: task.kind for name, task in self.tasks.items()}
+        kinds.update(dict.fromkeys(joint_tasks(self.tasks), "binary"))
+        return kinds
+
     @model_validator(mode="after")
     def _consistent(self) -> "Job":
         schema = self.data_schema
@@ -225,6 +234,11 @@ class Job(Config):
     def _check_tasks(self) -> None:
         seen: dict[str, Task] = {}
         for name, task in self.tasks.items():
+            if "*" in name:
+                raise ValueError(
+                    f"tasks.{name}: '*' stands in the names of joint tasks (click*buy); choose "
+                    "another name, and let 'label' say the column"
+                )
             if task.kind != "binary" and task.positive_weight != 1.0:
                 raise ValueError(f"tasks.{name}.positive_weight: only a binary task has positives")
             if task.given is not None:
@@ -241,10 +255,10 @@ class Job(Config):
             return
         if not self.data.valid:
             raise ValueError("train.early_stopping needs validation data: set data.valid")
-        if stopping.task is not None and stopping.task not in self.tasks:
+        if stopping.task is not None and stopping.task not in self.measured:
             raise ValueError(f"train.early_stopping.task: no task '{stopping.task}'")
         task = stopping.task or next(iter(self.tasks))
-        kind = self.tasks[task].kind
+        kind = self.measured[task]
         known = [name for name, metric in METRICS.items() if metric.kind == kind]
         if stopping.metric not in known:
             raise ValueError(

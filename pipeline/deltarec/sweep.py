@@ -364,16 +364,16 @@ def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
     if split is None:
         raise ValueError("nothing to compare by: set data.test, or data.valid, of every variant")
     if text is None:
-        stopping, tasks = jobs[0].train.early_stopping, jobs[0].tasks
-        task = (stopping and stopping.task) or next(iter(tasks))
-        measured = measured_metrics(tasks[task].kind, has_user=False)
+        stopping, kinds = jobs[0].train.early_stopping, jobs[0].measured
+        task = (stopping and stopping.task) or next(iter(kinds))
+        measured = measured_metrics(kinds[task], has_user=False)
         text = f"{task}/{stopping.metric if stopping else measured[0]}"
     task, _, metric = text.partition("/")
     for job in jobs:
         known = [
             f"{t}/{m}"
-            for t, own in job.tasks.items()
-            for m in measured_metrics(own.kind, bool(job.data.user))
+            for t, kind in job.measured.items()
+            for m in measured_metrics(kind, bool(job.data.user))
         ]
         if f"{task}/{metric}" not in known:
             raise ValueError(f"--metric {text}: expected one of {', '.join(known)}")

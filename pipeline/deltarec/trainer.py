@@ -40,6 +40,7 @@ from deltarec.job import Job, Split
 from deltarec.metrics import METRICS
 from deltarec.metrics.evaluation import Evaluation, Result
 from deltarec.metrics.table import render
+from deltarec.models.cascade import with_joint_tasks
 from deltarec.models.ranking import Network, RankingModel, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
@@ -161,8 +162,8 @@ class Trainer:
         tasks = self.job.tasks
         evaluation = Evaluation(
             [
-                (name, measured_metrics(task.kind, bool(self.job.data.user)))
-                for name, task in tasks.items()
+                (name, measured_metrics(kind, bool(self.job.data.user)))
+                for name, kind in self.job.measured.items()
             ],
             self.job.scenario.names if self.job.scenario else (),
             has_user=self.job.data.user is not None,
@@ -175,9 +176,10 @@ class Trainer:
                 batch = batch.to(self.device)
                 _, (_, logits) = model(batch)
                 user = batch.user if self.job.data.user else None
-                evaluation.update(
-                    predictions(logits, tasks), batch.labels, batch.mask, batch.scenario, user
+                columns = with_joint_tasks(
+                    predictions(logits, tasks), batch.labels, batch.mask, tasks
                 )
+                evaluation.update(*columns, batch.scenario, user)
                 progress.update(batch.num_samples)
                 self.watchdog.beat()
             progress.close()

@@ -4,8 +4,15 @@ import torch
 
 from deltarec.data.schema import Task
 from deltarec.models import TASK_HEADS
-from deltarec.models.cascade import chain_of, joint_labels, joint_log_probabilities, parents_of
-from tests.models.reference import CHAINED, leaf
+from deltarec.models.cascade import (
+    chain_of,
+    joint_labels,
+    joint_log_probabilities,
+    joint_tasks,
+    parents_of,
+    with_joint_tasks,
+)
+from tests.models.reference import CHAINED, chained_labels, leaf, path
 
 PARENTS = [None, 0, 1]
 
@@ -55,6 +62,28 @@ def test_joint_labels():
         found, known = joint_labels(torch.tensor([labels]).float(), torch.tensor([alive]), PARENTS)
         got = [y.item() if k else unknown for y, k in zip(found, known, strict=True)]
         assert got == list(joint), labels
+
+
+def test_joint_tasks_are_measured_over_all_samples():
+    names = list(CHAINED)
+    predictions = torch.rand(24, len(names), dtype=torch.float64)
+    labels, mask = chained_labels()
+    assert joint_tasks(CHAINED) == {"click*buy": 1, "click*buy*keep": 3, "click*like": 4}
+    columns = with_joint_tasks(predictions, labels, mask, CHAINED)
+    for whole, own in zip(columns, (predictions, labels, mask), strict=True):
+        assert whole.shape == (24, 8) and torch.equal(whole[:, :5], own)
+    joint, known = joint_labels(labels, mask, parents_of(CHAINED))
+    for column, name in enumerate(["buy", "keep", "like"], start=5):
+        t = names.index(name)
+        steps = [names.index(step) for step in path(name)]
+        torch.testing.assert_close(columns[0][:, column], predictions[:, steps].prod(dim=1))
+        assert torch.equal(columns[1][:, column], joint[t])
+        assert torch.equal(columns[2][:, column], known[t])
+    alone = {"time": CHAINED["time"]}
+    assert with_joint_tasks(predictions[:, :1], labels[:, :1], mask[:, :1], alone)[0].shape == (
+        24,
+        1,
+    )
 
 
 CASCADES = ("esmm", "multi_ipw", "multi_dr", "escm2", "aitm")

@@ -86,7 +86,8 @@ class Task(Config):
     mask: str | None = None
     """Boolean column: the samples that the task lives on. All if not given."""
     given: str | None = None
-    """Another binary task, declared before: this one lives only on its positive samples."""
+    """Another binary task, declared before: this one lives only on its positive samples. Evaluation
+    also reports both together, over all samples, as PARENT*TASK."""
     positive_weight: float = Field(default=1.0, gt=0)
     """Factor on the loss of positive samples."""
     on_invalid: Literal["error", "mask"] = "error"

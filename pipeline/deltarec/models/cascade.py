@@ -40,6 +40,34 @@ def chain_of(tasks: Mapping[str, Task], name: str) -> list[str]:
     return [*(chain_of(tasks, given) if given else []), name]
 
 
+def joint_tasks(tasks: Mapping[str, Task]) -> dict[str, int]:
+    """What evaluation measures beside the tasks: `click*buy`, with the position of buy."""
+    return {
+        "*".join(chain_of(tasks, name)): t
+        for t, (name, task) in enumerate(tasks.items())
+        if task.given and task.kind == "binary"
+    }
+
+
+def with_joint_tasks(
+    predictions: Tensor, labels: Tensor, mask: Tensor, tasks: Mapping[str, Task]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions, labels and mask `[B, T]` with a column more for each of the `joint_tasks`.
+
+    The prediction is P_k: whatever the heads, a conversion can be judged over all samples.
+    """
+    parents = parents_of(tasks)
+    chances: list[Tensor] = []
+    for t, parent in enumerate(parents):
+        own = predictions[:, t]
+        chances.append(own if parent is None else chances[parent] * own)
+    joint, known = joint_labels(labels, mask, parents)
+    added = list(joint_tasks(tasks).values())
+    columns = [(predictions, chances), (labels, joint), (mask, known)]
+    whole = [torch.stack([*own.unbind(1), *[more[t] for t in added]], 1) for own, more in columns]
+    return whole[0], whole[1], whole[2]
+
+
 def joint_log_probabilities(
     logits: Tensor, parents: Sequence[int | None]
 ) -> tuple[list[Tensor], list[Tensor]]:
