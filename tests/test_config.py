@@ -73,6 +73,11 @@ def test_a_base_may_be_replaced_by_another_kind_of_value(tmp_path: Path):
     assert drawing(tmp_path, "base: base.yaml\nframe: null").frame is None
 
 
+def test_null_removes_a_section_of_the_base():
+    job = load(Job, ROOT / "configs/ml1m_hamur.yaml")
+    assert list(job.tasks) == ["like"]
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [

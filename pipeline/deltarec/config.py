@@ -213,13 +213,15 @@ def _chooses(key: str, value: Any) -> bool:
 
 
 def _merge(below: Any, above: Any) -> Any:
+    """One tree onto another; null removes what was a mapping."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
     names = below.get("name"), above.get("name")
     if all(isinstance(name, str) for name in names) and names[0] != names[1]:
         return above
     shared = {key: _merge(below[key], above[key]) for key in below if key in above}
-    return {**below, **above, **shared}
+    merged = {**below, **above, **shared}
+    return {k: v for k, v in merged.items() if v is not None or not isinstance(below.get(k), dict)}
 
 
 def _one_line(error: Exception) -> str:

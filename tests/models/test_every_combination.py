@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "none": {},
         "towers": {**LAYERS, "norm": "layer"},
         "hamur": {"rank": 4, "bottleneck": 8, "hyper": [8]},
+        "hierrec": {**LAYERS, "implicit": 2, "bottleneck": 4},
     },
     "heads": {
         "shared_bottom": LAYERS,

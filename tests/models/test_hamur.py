@@ -10,9 +10,9 @@ from deltarec.models import TRUNKS
 from deltarec.models.hamur import HAMUR
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.roles import Fields, FieldShapes
+from tests.models.properties import SCENARIO, check_properties
 from tests.models.reference import SHAPES, assert_equal, fields, flat, linear, mlp
 
-SCENARIO = [2, 0, 0, 2, 0]
 TRUNK_OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {},
     "wide_deep": {},
@@ -87,8 +87,6 @@ def test_hamur(one_process: torch.device, adapters: int, variant: str):
     rows = [mlp(layers[2:], row) for row in rows]
     wanted = torch.stack(adapted(model.adapters[-1], rows, matrices, scenario))
     assert_equal(model, model(inputs, torch.tensor(SCENARIO)), wanted, leaves)
-    model(inputs, torch.tensor(SCENARIO)).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -107,35 +105,8 @@ def test_a_zero_adapter_leaves_its_trunk_alone(one_process: torch.device, trunk:
     assert model.output_dim == plain.shape[1]
 
 
-def test_a_batch_in_another_order_and_a_sample_alone(one_process: torch.device):
-    model = hamur()
-    inputs, leaves = fields()
-    scenario = torch.tensor(SCENARIO)
-    order = torch.tensor([3, 0, 4, 2, 1])
-
-    def of(rows: Tensor) -> Tensor:
-        vectors = [leaf[rows] for leaf in leaves]
-        set_real_samples(model, torch.ones(len(rows), dtype=torch.bool))
-        return model(type(inputs)(vectors[:-1], vectors[-1]), scenario[rows])
-
-    everything = torch.arange(5)
-    torch.testing.assert_close(of(order), of(everything)[order])
-    model.eval()
-    alone = torch.cat([of(row.unsqueeze(0)) for row in everything])
-    torch.testing.assert_close(alone, of(everything))
-
-
-def test_nothing_of_absent_scenarios_is_read(one_process: torch.device):
-    model = hamur()
-    inputs, leaves = fields()
-    with torch.no_grad():
-        for parameter in model.adapters.parameters():
-            parameter[1] = torch.nan
-    y = model(inputs, torch.tensor(SCENARIO))
-    y.sum().backward()
-    assert y.isfinite().all()
-    for tensor in [*leaves, *model.parameters()]:
-        assert tensor.grad is not None and tensor.grad.isfinite().all()
+def test_properties(one_process: torch.device):
+    check_properties(hamur())
 
 
 def test_too_few_layers_are_refused():

@@ -33,7 +33,8 @@ class Groups:
     @classmethod
     def of(cls, group: Tensor, num_groups: int) -> "Groups":
         """The blocks of samples of the given groups, `[B]`."""
-        return cls(*_layout(group, num_groups))
+        size, block_group, place, source = _layout(group, num_groups)  # pyright: ignore
+        return cls(size, block_group, place, source)
 
     @property
     def block(self) -> Tensor:

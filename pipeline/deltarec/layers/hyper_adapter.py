@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """HAMUR's adapter: a bottleneck whose weights are generated for each sample, in factored form."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from deltarec.layers.generated import row_times_matrix
 from deltarec.layers.grouped_linear import GroupedLinear, Groups
 from deltarec.layers.mlp import MLP
 from deltarec.layers.scenario_norm import ScenarioNorm
@@ -73,30 +72,7 @@ class HyperAdapter(nn.Module):
     def forward(self, h: Tensor, instance: Tensor, scenario: Tensor, groups: Groups) -> Tensor:
         """`[B, dim]`, matrices `[B, k, k]`, scenarios `[B]` and their groups to `[B, dim]`."""
         units = self.activation(
-            self.down_right(_times(self.down_left(h, groups), instance), groups)
+            self.down_right(row_times_matrix(self.down_left(h, groups), instance), groups)
         )
-        change = self.up_right(_times(self.up_left(units, groups), instance), groups)
+        change = self.up_right(row_times_matrix(self.up_left(units, groups), instance), groups)
         return h + self.norm(change, scenario)
-
-
-class _RowTimesMatrix(torch.autograd.Function):
-    """Each row `[B, k]` by its own matrix `[B, k, k]`.
-
-    The matrices' gradients are outer products, which a batched product takes ten times as long for
-    as a multiplication with broadcasting.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrices: Tensor) -> Tensor:
-        ctx.save_for_backward(x, matrices)
-        return torch.bmm(x.unsqueeze(1), matrices).squeeze(1)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        x, matrices = ctx.saved_tensors
-        gradient = torch.bmm(upstream.unsqueeze(1), matrices.mT).squeeze(1)
-        return gradient, x.unsqueeze(2) * upstream.unsqueeze(1)
-
-
-def _times(x: Tensor, matrices: Tensor) -> Tensor:
-    return _RowTimesMatrix.apply(x.to(matrices.dtype), matrices)

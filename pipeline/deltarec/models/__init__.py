@@ -11,6 +11,7 @@ from deltarec.models.din import DINEncoder
 from deltarec.models.escm2 import ESCM2Heads
 from deltarec.models.esmm import ESMMHeads
 from deltarec.models.hamur import HAMUR
+from deltarec.models.hierrec import HierRec
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
@@ -37,6 +38,7 @@ SCENARIO_MODULES: dict[str, type[ScenarioModule]] = {
     "none": NoScenario,
     "towers": ScenarioTowers,
     "hamur": HAMUR,
+    "hierrec": HierRec,
 }
 TASK_HEADS: dict[str, type[TaskHeads]] = {
     "shared_bottom": SharedBottomHeads,
