@@ -38,6 +38,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "scenario": {
         "none": {},
         "towers": {**LAYERS, "norm": "layer"},
+        "star": LAYERS,
+        "pepnet": {"gate": 8},
+        "sar_net": {**LAYERS, "shared": 2, "specific": 2, "expert": 4},
+        "adasparse": {},
+        "m3oe": {**LAYERS, "experts": 2},
         "hamur": {"rank": 4, "bottleneck": 8, "hyper": [8]},
         "hierrec": {**LAYERS, "implicit": 2, "bottleneck": 4},
     },

@@ -21,7 +21,7 @@ class ScenarioNorm(BatchStatistics):
         dim: width D of the input `[B, D]`.
         num_scenarios: how many.
         shared: whether γ and β have a part that all scenarios share: `(γ γ_s)` and `(β + β_s)`,
-            STAR's partitioned normalisation (Sheng et al., 2021, equation 3).
+            STAR's partitioned normalisation (Sheng et al., 2021, arXiv 2101.11427).
         momentum: weight of the newest batch in the running statistics.
         eps: added to the variance.
     """

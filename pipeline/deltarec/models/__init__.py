@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every model part by its name in the configuration. A new one is its file and its line here."""
 
+from deltarec.models.adasparse import AdaSparse
 from deltarec.models.adatt import AdaTTHeads
 from deltarec.models.aitm import AITMHeads
 from deltarec.models.cross_stitch import CrossStitchHeads
@@ -12,15 +13,19 @@ from deltarec.models.escm2 import ESCM2Heads
 from deltarec.models.esmm import ESMMHeads
 from deltarec.models.hamur import HAMUR
 from deltarec.models.hierrec import HierRec
+from deltarec.models.m3oe import M3oE
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
 from deltarec.models.multi_ipw_dr import MultiDRHeads, MultiIPWHeads
 from deltarec.models.omoe import OMoEHeads
+from deltarec.models.pepnet import PEPNet
 from deltarec.models.ple import PLEHeads
 from deltarec.models.roles import ScenarioModule, SequenceEncoder, TaskHeads, Trunk
+from deltarec.models.sar_net import SARNet
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
+from deltarec.models.star import STAR
 from deltarec.models.towers import ScenarioTowers
 from deltarec.models.wide_deep import WideDeepTrunk
 
@@ -37,6 +42,11 @@ TRUNKS: dict[str, type[Trunk]] = {
 SCENARIO_MODULES: dict[str, type[ScenarioModule]] = {
     "none": NoScenario,
     "towers": ScenarioTowers,
+    "star": STAR,
+    "pepnet": PEPNet,
+    "sar_net": SARNet,
+    "adasparse": AdaSparse,
+    "m3oe": M3oE,
     "hamur": HAMUR,
     "hierrec": HierRec,
 }
