@@ -430,7 +430,9 @@ def _parser() -> argparse.ArgumentParser:
     processes(predict)
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
-    bench.add_argument("name", metavar="NAME", help="checkpoint, embedding, reader or train")
+    bench.add_argument(
+        "name", metavar="NAME", help="checkpoint, embedding, reader, scenarios or train"
+    )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="for the benchmark itself")
     return parser
 

@@ -1,13 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.conftest import run_ranks
 from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
 from tests.small_job import small_job, write_small_data
 
 
-def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(tmp_path: Path):
-    """Dropout in scenario towers, dropout and batch norm over a sequence's items, unequal shares.
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        {"name": "towers", "hidden": [8], "norm": "layer", "dropout": 0.2},
+        {"name": "hamur", "rank": 4, "bottleneck": 8, "hyper": [8]},
+    ],
+    ids=lambda options: options["name"],
+)
+def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(
+    tmp_path: Path, scenario: dict[str, Any]
+):
+    """Dropout and norms by scenario; both over a sequence's items; ranks with unequal shares.
 
     With clipping and accumulation, which act on gradients that ranks have reduced.
     """
@@ -15,7 +28,7 @@ def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(tmp_pa
     job = small_job(
         tmp_path,
         model__sequence={"name": "din", "hidden": [8], "norm": "batch", "dropout": 0.2},
-        model__scenario={"name": "towers", "hidden": [8], "norm": "layer", "dropout": 0.2},
+        model__scenario=scenario,
         train__batch_size=37,
         train__max_steps=11,
         train__optimizer={
