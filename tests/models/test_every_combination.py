@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "star": LAYERS,
         "pepnet": {"gate": 8},
         "sar_net": {**LAYERS, "shared": 2, "specific": 2, "expert": 4},
-        "adasparse": {},
+        "adasparse": {"growth": 0.0},  # each step of training would change the next one
         "m3oe": {**LAYERS, "experts": 2},
         "hamur": {"rank": 4, "bottleneck": 8, "hyper": [8]},
         "hierrec": {**LAYERS, "implicit": 2, "bottleneck": 4},
