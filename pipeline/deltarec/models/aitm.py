@@ -22,8 +22,8 @@ CERTAIN = 1e-6
 class AITMHeads(TaskHeads):
     """Towers z_k, attention over {z_k, relu(W z_parent + b)} on a chain, and a label constraint.
 
-    A tower on a chain predicts its **joint** probability y_k, over all samples (section 3.3), and
-    mean(max(y_k − y_parent, 0)) keeps it below its parent's (equation 10). As other heads do, the
+    A tower on a chain predicts its **joint** probability y_k, over all samples, and
+    mean(max(y_k − y_parent, 0)) keeps it below its parent's. As other heads do, the
     logits give P(k | parent) = y_k / y_parent, at most 1; y_k itself stands in columns behind.
     """
 
@@ -89,7 +89,7 @@ class AITMHeads(TaskHeads):
 
 
 class Attention(nn.Module):
-    """Σ_u a_u W_3 u over two vectors u, a = softmax(⟨W_1 u, W_2 u⟩ / √D) (equations 3 to 5).
+    """Σ_u a_u W_3 u over two vectors u, a = softmax(⟨W_1 u, W_2 u⟩ / √D).
 
     One set of weights for all tasks, which start as in the released code.
     """

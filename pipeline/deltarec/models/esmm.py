@@ -9,7 +9,7 @@ from deltarec.models.cascade import CascadeConfig, CascadeHeads, EntireSpace
 
 
 class ESMMHeads(CascadeHeads):
-    """BCE(click, pCTR) + BCE(click ∧ conversion, pCTR · pCVR), both over all samples (equation 4).
+    """BCE(click, pCTR) + BCE(click ∧ conversion, pCTR · pCVR), both over all samples.
 
     pCVR has no loss of its own: it is learned as a factor of what all impressions can teach. On a
     longer chain each task is learned by the joint probability of all up to it.

@@ -15,7 +15,7 @@ from deltarec.models.roles import TaskHeads
 
 
 class OMoEHeads(TaskHeads):
-    """h = Σ_e softmax(W x + b)_e f_e(x) (equation 5), y_k = t_k(h)."""
+    """h = Σ_e softmax(W x + b)_e f_e(x), y_k = t_k(h)."""
 
     class Config(MLPConfig):
         """Options of the omoe heads: `hidden` and the rest are the shape of one expert."""
