@@ -3,9 +3,11 @@
 
 from deltarec.balancing.balancer import Balancer
 from deltarec.balancing.equal import Equal
+from deltarec.balancing.mgda import MGDA
 from deltarec.balancing.static import Static
 
 BALANCERS: dict[str, type[Balancer]] = {
     "equal": Equal,
     "static": Static,
+    "mgda": MGDA,
 }

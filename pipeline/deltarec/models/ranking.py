@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deltarec.balancing.balancer import Balancer
+from deltarec.balancing.balancer import Balancer, GradientBalancer
+from deltarec.balancing.gradients import GradientBoundary, reached_by_one_task
 from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
@@ -124,9 +125,16 @@ class RankingModel(nn.Module):
             schema.tasks, network.heads.losses, may_lose=schema.on_bad_file == "skip"
         )
         self.balancer = balancer
+        self.boundary = None
+        if isinstance(balancer, GradientBalancer):
+            own = reached_by_one_task(network.heads, self.num_tasks, network.scenario.output_dim)
+            self.boundary = GradientBoundary(network, own, self.losses, balancer.combine)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""
+        if self.boundary is not None and torch.is_grad_enabled():
+            linear, losses, columns = self.boundary(batch, self.tables(batch))
+            return linear, (losses, columns[:, : self.num_tasks])
         columns = self.network(batch, self.tables(batch))
         losses = self.losses(columns, batch)
         return self.balancer(losses), (losses.detach(), columns[:, : self.num_tasks].detach())

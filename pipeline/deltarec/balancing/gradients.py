@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One gradient for each task, where sharded tables end and dense layers begin.
+
+TorchRec's fused optimisers update rows inside backward, so a row never has one gradient for each
+task. The tasks' gradients are therefore taken at the **boundary**, the looked-up vectors, and of
+the shared dense parameters; they are combined there, and one combined gradient goes on through the
+tables. T tasks cost T dense backwards, and the exchanges of one.
+
+A parameter that one task alone reaches, like its tower, is not shared: it has that task's gradient
+as it is.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec import JaggedTensor, KeyedTensor
+from torchrec.distributed.types import Awaitable
+
+from deltarec.data.batch import Batch
+from deltarec.distributed import all_sum
+
+
+class TaskGradients:
+    """The tasks' gradients of one batch, on this rank, and what is to become of them.
+
+    They are gradients of this rank's shares of the losses, which have the number of ranks as a
+    factor. So the gradient of a global mean loss is, for a parameter, their mean over the ranks,
+    and for the vectors of a rank's samples its own divided by the number of ranks.
+
+    Args:
+        losses: this rank's shares `[T]`, with their graph.
+        boundary: the looked-up vectors, leaves of that graph.
+        shared: parameters that several tasks reach.
+        own: parameters that one task reaches.
+    """
+
+    def __init__(
+        self,
+        losses: Tensor,
+        boundary: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        own: Sequence[Tensor] = (),
+    ) -> None:
+        self._losses = losses.detach()
+        self.num_tasks = len(losses)
+        inputs = [*boundary, *shared, *own]
+        found = [
+            torch.autograd.grad(
+                loss, inputs, retain_graph=task + 1 < self.num_tasks, allow_unused=True
+            )
+            for task, loss in enumerate(losses)
+        ]
+        filled = [_filled(g, x) for g, x in zip(zip(*found, strict=True), inputs, strict=True)]
+        ends = len(boundary), len(boundary) + len(shared)
+        self.boundary = filled[: ends[0]]
+        """For each tensor of the boundary its gradients of all tasks, `[T, …]`."""
+        self.shared = filled[ends[0] : ends[1]]
+        """Likewise for each shared parameter."""
+        self.combined_boundary = [g.sum(0) for g in self.boundary]
+        """What goes on through the tables; the sum of the tasks' if a method sets nothing else."""
+        self.combined_shared = [g.sum(0) for g in self.shared]
+        """Likewise for each shared parameter, to be averaged over the ranks."""
+        self.combined_own = [g.sum(0) for g in filled[ends[1] :]]
+        """Of each parameter that one task reaches."""
+
+    def losses(self) -> Tensor:
+        """The tasks' losses over the global batch, float64 `[T]`."""
+        return _mean_over_ranks(self._losses.double())
+
+    def global_shared(self) -> list[Tensor]:
+        """Gradients of the shared parameters over the global batch, `[T, …]` each."""
+        if not self.shared:
+            return []
+        flat = torch.cat([g.reshape(self.num_tasks, -1) for g in self.shared], dim=1)
+        flat = _mean_over_ranks(flat)
+        parts = flat.split([g[0].numel() for g in self.shared], dim=1)
+        return [part.view_as(g) for part, g in zip(parts, self.shared, strict=True)]
+
+    def gram(self) -> Tensor:
+        """Inner products of the tasks' gradients over the global batch, float64 `[T, T]`."""
+        return self.boundary_gram() + _products(self.global_shared(), self._losses)
+
+    def boundary_gram(self) -> Tensor:
+        """The part of the looked-up vectors of all ranks in `gram`."""
+        local = _products(self.boundary, self._losses) / dist.get_world_size()
+        return _mean_over_ranks(local)
+
+    def weigh(self, weights: Tensor) -> None:
+        """Combine by one weight a task, `[T]`."""
+        weights = weights.to(self._losses)
+        self.combined_boundary = [torch.tensordot(weights, g, 1) for g in self.boundary]
+        self.combined_shared = [torch.tensordot(weights, g, 1) for g in self.shared]
+
+
+class GradientBoundary(nn.Module):
+    """Runs a network on leaves in the place of its tables' outputs, and balances what comes back.
+
+    Args:
+        network: batch and outputs of the tables to the heads' columns.
+        own: its parameters that one task alone reaches, by `reached_by_one_task` of its heads.
+        losses: columns and batch to this rank's shares of the losses `[T]`.
+        combine: the balancing method's.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        own: Sequence[nn.Parameter],
+        losses: Callable[[Tensor, Batch], Tensor],
+        combine: Callable[[TaskGradients], None],
+    ) -> None:
+        super().__init__()
+        # In tuples, so that they are not registered here a second time.
+        self._parts = (network, losses, combine)
+        alone = {id(parameter) for parameter in own}
+        self._own = tuple(own)
+        self._shared = tuple(p for p in network.parameters() if id(p) not in alone)
+
+    def forward(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor, Tensor]:
+        """What to differentiate `[1]`; and detached, plain losses `[T]` and columns `[B, C]`.
+
+        The first is no loss: it is linear in the boundary and in the parameters, and its gradients
+        are the combined ones.
+        """
+        network, losses, combine = self._parts
+        cut, pairs = _cut(outputs)
+        columns = network(batch, cut)
+        by_task = losses(columns, batch)
+        leaves = [leaf for _, leaf in pairs]
+        gradients = TaskGradients(by_task, leaves, self._shared, self._own)
+        with torch.no_grad():
+            combine(gradients)
+        onwards = [*(values for values, _ in pairs), *self._shared, *self._own]
+        combined = gradients.combined_boundary + gradients.combined_shared + gradients.combined_own
+        linear = sum((x * g).sum() for x, g in zip(onwards, combined, strict=True))
+        return torch.as_tensor(linear).reshape(1), by_task.detach(), columns.detach()
+
+
+def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn.Parameter]:
+    """The parameters of task heads that a single task's loss depends on.
+
+    Found by trial: a copy with random parameters, so that none is without effect by its initial
+    value, is differentiated on random representations and labels.
+
+    Args:
+        heads: a `TaskHeads`.
+        num_tasks: T.
+        width: of the representation.
+    """
+    parameters = list(heads.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        return []  # only checked, never trained
+    random = torch.Generator().manual_seed(0)
+    trial: Any = copy.deepcopy(heads).cpu().double().eval()
+    for parameter in trial.parameters():
+        parameter.data.normal_(generator=random)
+    x = torch.randn(64, width, dtype=torch.float64, generator=random)
+    labels = torch.rand(64, num_tasks, dtype=torch.float64, generator=random).round()
+    terms = trial.losses(trial(x), labels, torch.ones_like(labels, dtype=torch.bool))
+    reached = torch.zeros(len(parameters), dtype=torch.long)
+    for task in range(num_tasks):
+        loss = torch.stack([term.value.sum() for term in terms if term.task == task]).sum()
+        found = torch.autograd.grad(
+            loss, list(trial.parameters()), retain_graph=True, allow_unused=True
+        )
+        reached += torch.tensor([g is not None and bool(g.any()) for g in found])
+    return [p for p, tasks in zip(parameters, reached.tolist(), strict=True) if tasks <= 1]
+
+
+def _cut(outputs: Sequence[Any]) -> tuple[list[Any], list[tuple[Tensor, Tensor]]]:
+    """The tables' outputs with leaves for their values; and all values with their leaves."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(values: Tensor) -> Tensor:
+        pairs.append((values, values.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    cut: list[Any] = []
+    for output in outputs:
+        found = output.wait() if isinstance(output, Awaitable) else output
+        if isinstance(found, KeyedTensor):
+            values = leaf(found.values())
+            cut.append(KeyedTensor(found.keys(), found.length_per_key(), values, found.key_dim()))
+        else:
+            cut.append(
+                {
+                    name: JaggedTensor(leaf(jagged.values()), lengths=jagged.lengths())
+                    for name, jagged in found.items()
+                }
+            )
+    return cut, pairs
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """`[T, …]`, zeros for tasks that do not reach the tensor."""
+    return torch.stack([torch.zeros_like(like) if g is None else g for g in gradients])
+
+
+def _products(gradients: Sequence[Tensor], losses: Tensor) -> Tensor:
+    """Inner products of the tasks' gradients, float64 `[T, T]`."""
+    total = losses.new_zeros(len(losses), len(losses), dtype=torch.float64)
+    for gradient in gradients:
+        flat = gradient.reshape(len(losses), -1).double()
+        total += flat @ flat.T
+    return total
+
+
+def _mean_over_ranks(tensor: Tensor) -> Tensor:
+    return all_sum(tensor) / dist.get_world_size()
