@@ -36,8 +36,7 @@ class GradientBalancer(Balancer):
         """Set the combined gradients; called once a training step, on all ranks."""
 
     def forward(self, losses: Tensor) -> Tensor:
-        """The losses as they are: in evaluations, and in ALPT's second pass, of which the steps
-        learn from the plain sum."""
+        """The losses as they are: in evaluations, and for the steps in ALPT's second pass."""
         return losses
 
 
