@@ -159,6 +159,30 @@ def test_best_values_are_those_of_sklearn_on_the_regenerated_truth(tmp_path: Pat
         assert found["scenario"]["2"]["n"] == inside.sum()
 
 
+def test_cascade_selects_by_what_the_features_show(tmp_path: Path) -> None:
+    options = Synth(rows=60_000, cascade=True, num_tasks=3, task_correlation=0.9, **SMALL)
+    table, probability = rows(options, 0, 48_000)
+    plain, _ = rows(options.model_copy(update={"cascade": False}), 0, 48_000)
+    steps = [table[f"task_{t}"].to_numpy() for t in range(3)]
+    for t, step in enumerate(steps):
+        drawn = plain[f"task_{t}"].to_numpy()
+        if t:
+            assert np.array_equal(table[f"potential_{t}"].to_numpy(), drawn)
+        assert np.array_equal(step, drawn * steps[t - 1] if t else drawn)
+    reached = steps[0] == 1
+    assert probability[1, reached].mean() > 1.5 * probability[1].mean()
+    deviation = (probability[1, reached].mean() / reached.sum()) ** 0.5
+    assert abs(steps[1][reached].mean() - probability[1, reached].mean()) < 4 * deviation
+
+    prepare(options, tmp_path, tmp_path / "synth")
+    best = json.loads((tmp_path / "synth" / "dataset.json").read_text())["best"]
+    test = pq.read_table(tmp_path / "synth" / "test")
+    assert list(best) == ["task_0", "task_1", "potential_1", "task_2", "potential_2"]
+    for t in (1, 2):
+        assert best[f"task_{t}"]["all"]["n"] == test[f"task_{t - 1}"].to_numpy().sum()
+        assert best[f"potential_{t}"]["all"]["n"] == 6_000
+
+
 def test_judge_counts_ties_half_and_is_null_where_undefined() -> None:
     rng = np.random.default_rng(0)
     label, score = rng.integers(0, 2, 1000).astype(np.int8), rng.integers(1, 9, 1000) / 10

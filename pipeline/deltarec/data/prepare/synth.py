@@ -15,6 +15,11 @@ are sqrt(1 - scenario_shift) w[t] + sqrt(scenario_shift) v[s, t], so the tasks' 
 inside every scenario, and that of one task between two scenarios is about 1 - scenario_shift. The
 odds of a positive go from half of the base rate's in the first scenario to double in the last.
 
+With `cascade` the tasks are steps of a funnel: what is drawn for task t is whether the step *would*
+be taken, the column `potential_t`, and `task_t` is 1 only where all steps up to it would. Where the
+tasks' cosine is high, rows that reach a step are those likely to take it: selection bias, by what the
+features show and nothing else. `potential_t` is for judging models, not for training them.
+
 Rows come in blocks. A block is drawn from (seed, number of the block) alone and always computed
 whole: rows do not depend on how many are wanted at once, and memory stays that of a few blocks.
 Logits are summed by `einsum`: the last bits of a BLAS product depend on the number of threads.
@@ -69,8 +74,11 @@ class Synth(Dataset):
     """Number of scenarios, equally frequent."""
     scenario_shift: float = Field(default=0.3, ge=0, le=1)
     """Share of a scenario's own weights; 0: all scenarios alike, 1: nothing in common."""
+    cascade: bool = False
+    """Whether a task can be positive only where the task before it is."""
     base_rate: float = Field(default=0.2, gt=0, lt=1)
-    """Share of positives of every task, in a scenario in the middle."""
+    """Share of positives of every task, in a scenario in the middle; with `cascade`, of those that
+    would be positive."""
     signal: float = Field(default=1.5, ge=0)
     """Standard deviation of the logit; 0: labels are noise."""
 
@@ -134,26 +142,32 @@ class Synth(Dataset):
         }
 
     def _best(self, world: "World") -> dict[str, Any]:
-        """AUC and logloss of the true probability on the test split, by task and scenario."""
+        """AUC and logloss of the true probability on the test split, by task and scenario.
+
+        With `cascade`, of a task on the rows that reach it, and of its potential on all.
+        """
         begin, end = self.splits["test"]
-        labels = [f"task_{task}" for task in range(self.num_tasks)]
-        blocks = [
-            (table.select([*labels, "scenario"]), probability)
-            for table, probability in world.rows(begin, min(end, begin + JUDGED_ROWS))
-        ]
-        tables = pa.concat_tables([table for table, _ in blocks])
+        blocks = list(world.rows(begin, min(end, begin + JUDGED_ROWS), features=False))
+        table = pa.concat_tables([table for table, _ in blocks])
         probabilities = np.concatenate([probability for _, probability in blocks], axis=1)
-        scenario = tables["scenario"].to_numpy()
+        scenario = table["scenario"].to_numpy()
         best: dict[str, Any] = {}
-        for name, probability in zip(labels, probabilities, strict=True):
-            label = tables[name].to_numpy()
+
+        def add(name: str, task: int, rows: NDArray[np.bool_]) -> None:
+            label, probability = table[name].to_numpy(), probabilities[task]
+            inside = {str(s): rows & (scenario == s) for s in range(self.num_scenarios)}
             best[name] = {
-                "all": judge(label, probability),
-                "scenario": {
-                    str(s): judge(label[scenario == s], probability[scenario == s])
-                    for s in range(self.num_scenarios)
-                },
+                "all": judge(label[rows], probability[rows]),
+                "scenario": {s: judge(label[r], probability[r]) for s, r in inside.items()},
             }
+
+        everything = np.ones(len(scenario), dtype=bool)
+        for task in range(self.num_tasks):
+            given = self.cascade and task > 0
+            reached = table[f"task_{task - 1}"].to_numpy() == 1 if given else everything
+            add(f"task_{task}", task, reached)
+            if given:
+                add(f"potential_{task}", task, everything)
         return best
 
 
@@ -166,12 +180,20 @@ class World:
         self.intercepts = np.zeros(self.weights.shape[:2])
         self._calibrate()
 
-    def rows(self, begin: int, end: int) -> Iterator[tuple[pa.Table, Floats]]:
-        """Tables of the rows from `begin` to `end`, with their true probabilities `[T, rows]`."""
+    def rows(
+        self, begin: int, end: int, features: bool = True
+    ) -> Iterator[tuple[pa.Table, Floats]]:
+        """Tables of the rows from `begin` to `end`, with their true probabilities `[T, rows]`.
+
+        Without `features`, the tables have labels and scenario only.
+        """
         for block in range(begin // BLOCK_ROWS, -(-end // BLOCK_ROWS)):
             first = block * BLOCK_ROWS
             table, probability = self._block(block)
             wanted = slice(max(begin - first, 0), min(end - first, BLOCK_ROWS))
+            if not features:
+                labels = [n for n in table.column_names if n.startswith(("task_", "potential_"))]
+                table = table.select([*labels, "scenario"])
             yield table[wanted], probability[:, wanted]
 
     def _plant(self) -> Floats:
@@ -236,6 +258,9 @@ class World:
             for i, (ends, items) in enumerate(draw.sequences)
         }
         columns["scenario"] = draw.scenario
+        if options.cascade:
+            columns |= {f"potential_{i}": label for i, label in enumerate(labels) if i}
+            labels = np.minimum.accumulate(labels)
         columns |= {f"task_{i}": label for i, label in enumerate(labels)}
         return pa.table(columns), probability
 
