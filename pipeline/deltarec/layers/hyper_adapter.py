@@ -62,6 +62,7 @@ class HyperAdapter(nn.Module):
         self.up_left = GroupedLinear(bottleneck, rank, num_scenarios, bias=False)
         self.up_right = GroupedLinear(rank, dim, num_scenarios)
         self.norm = ScenarioNorm(dim, num_scenarios)
+        nn.init.constant_(self.norm.weight, 0.1)  # the trunk comes first: not a bottleneck's noise
         for layer in (self.down_left, self.down_right, self.up_left, self.up_right):
             first = torch.empty_like(layer.weight[0])
             torch.nn.init.ones_(first) if collapse else torch.nn.init.orthogonal_(first)
