@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/torchx run launch/components.py:train --config configs/adult_demo.yaml --nproc 2
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

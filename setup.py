@@ -90,6 +90,7 @@ setup(
             "pyright==1.1.414",
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff==0.17.5",
             "scikit-learn",
             "triton",
