@@ -14,7 +14,7 @@ from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels.packing import unpack
 from deltarec_kernels.rounding import bounds
 
-SAMPLED_ROWS = 2**16
+SAMPLED_ROWS = 2**12
 """Of each shard, evenly spaced: a look at all rows would take longer than many steps."""
 LARGE = {8: 0.05, 4: 0.3, 2: 0.8}
 """Shares of saturated codes that are worth a warning. Codes spread evenly over their range have
