@@ -73,7 +73,7 @@ def test_losses(kind: str):
             estimate = imputed
             if observed:
                 estimate = estimate + (error - imputed) / propensity
-                estimate = estimate + (error - imputed) ** 2 / propensity
+                estimate = estimate + (error.detach() - imputed) ** 2 / propensity
         if not kind.startswith("escm2"):
             return estimate
         happened = math.prod(labels[step] for step in steps)

@@ -72,8 +72,8 @@ class PropensityHeads(CascadeHeads):
         if self.imputation is None:
             return error * inverse
         imputed = F.softplus(space.columns[:, self.imputed_at[t]])
-        missed = error - imputed
-        return imputed + missed * inverse + missed.square() * inverse
+        learning = (error.detach() - imputed).square()
+        return imputed + (error - imputed) * inverse + learning * inverse
 
 
 class MultiIPWHeads(PropensityHeads):
@@ -95,7 +95,7 @@ class MultiDRHeads(PropensityHeads):
     """L_ctr + mean(ê + o (e − ê) / ô) + mean(o (e − ê)² / ô).
 
     ê is a tower's estimate of e, softplus of its output since e is positive; the last mean trains
-    it. If either ô or ê is right, the first mean is that of e over all samples.
+    it, and it alone: there e is a number. If either ô or ê is right, the first mean is that of e over all samples.
     """
 
     class Config(PropensityConfig):
