@@ -95,7 +95,8 @@ class MultiDRHeads(PropensityHeads):
     """L_ctr + mean(ê + o (e − ê) / ô) + mean(o (e − ê)² / ô).
 
     ê is a tower's estimate of e, softplus of its output since e is positive; the last mean trains
-    it, and it alone: there e is a number. If either ô or ê is right, the first mean is that of e over all samples.
+    it, and it alone: there e is a number. If either ô or ê is right, the first mean is that of e
+    over all samples.
     """
 
     class Config(PropensityConfig):
