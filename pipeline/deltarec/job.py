@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from deltarec.balancing import BALANCERS
+from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.equal import Equal
 from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
@@ -21,7 +22,7 @@ from deltarec.metrics import METRICS
 from deltarec.metrics.metric import Kind
 from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
-from deltarec.optimizers import OptimizerConfig
+from deltarec.optimizers import SGD, OptimizerConfig
 from deltarec.warm_start import WarmStartConfig
 
 Split = Literal["train", "valid", "test"]
@@ -178,6 +179,7 @@ class Job(Config):
         self._check_tasks()
         self._check_early_stopping()
         self._check_scenario()
+        self._check_balance()
         return self
 
     def _check_names(self, schema: Schema) -> None:
@@ -269,6 +271,27 @@ class Job(Config):
             raise ValueError(
                 f"train.early_stopping.metric: '{stopping.metric}' is by user: set data.user"
             )
+
+    def _check_balance(self) -> None:
+        if not isinstance(self.balance, AdaTask.Config) or len(self.tasks) == 1:
+            return
+        optimizer = self.train.optimizer
+        if not isinstance(optimizer.dense, SGD) or optimizer.dense.momentum:
+            raise ValueError(
+                f"train.optimizer.dense.name: got '{optimizer.dense.name}'; balance adatask is "  # pyright: ignore
+                "itself the dense optimiser, and only 'sgd' without momentum hands its update on"
+            )
+        if optimizer.accumulate > 1 or optimizer.clip_norm is not None:
+            raise ValueError(
+                "train.optimizer: balance adatask makes Adam's update at every batch; leave "
+                "'accumulate' and 'clip_norm' out"
+            )
+        for name, table in self.embedding.tables.items():
+            if table.sharding == "data_parallel":
+                raise ValueError(
+                    f"embedding.tables.{name}.sharding: 'data_parallel' leaves the table to the "
+                    "dense optimiser, which balance adatask makes plain sgd; choose another"
+                )
 
     def _check_scenario(self) -> None:
         if self.scenario is None:

@@ -24,7 +24,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 
 import deltarec_kernels
 from deltarec import config as configuration
-from deltarec.balancing import BALANCERS
+from deltarec.balancing import balancer_of
+from deltarec.balancing.balancer import Balancer
 from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.data.batch import Batch, Position
 from deltarec.data.files import Damage
@@ -69,6 +70,7 @@ class Trainer:
         epochs_steps = self.reader.num_steps * job.train.epochs
         self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
         self.model, self.plan = build_model(job, device)
+        self.balancer: Balancer = self.model.module.balancer  # pyright: ignore
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
         self.watchdog = Watchdog(job.train.hang_seconds)
         self.checkpoints = Checkpoints(
@@ -136,6 +138,8 @@ class Trainer:
                     seconds=time.monotonic() - started,
                     position=batch.next,
                 )
+                if batch.next.samples == 0:
+                    self.balancer.after_epoch()
                 self._log_step(progress, batch.num_samples, losses)
                 told_to_end = supervision.after_step(self.state.step, losses)
                 stop = self.state.step == self.num_steps
@@ -246,6 +250,7 @@ class Trainer:
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
+        logged |= self.balancer.logged()
         logged |= self._skipped_values("train")
         logged |= self._log_codes(progress)
         self.run.log(self.state.step, "train", logged)
@@ -415,7 +420,7 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
     tables = EmbeddingTables(schema, specs)
     network = Network(job.model, schema, specs, job.train.seed, bf16=job.train.precision == "bf16")
-    balancer = BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
+    balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
     model = RankingModel(tables, network, balancer)
     share = -(-job.train.batch_size // world_size())
     plan = make_plan(tables, specs, Hardware.here(device), share).plan
@@ -483,7 +488,7 @@ def check(job: Job) -> None:
     """
     with torch.device("meta"):
         Network(job.model, job.data_schema, job.embedding.resolved(), seed=0)
-        BALANCERS[job.balance.name](job.balance, list(job.tasks))  # pyright: ignore
+        balancer_of(job.balance, list(job.tasks), seed=0)
     for split in ("train", "valid", "test"):
         if getattr(job.data, split):
             for file in job.data.files(split):

@@ -11,7 +11,7 @@ as it is.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedTensor
 from torchrec.distributed.types import Awaitable
 
+from deltarec.balancing.draws import Place
 from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
 
@@ -36,6 +37,7 @@ class TaskGradients:
         boundary: the looked-up vectors, leaves of that graph.
         shared: parameters that several tasks reach.
         own: parameters that one task reaches.
+        places: whose vectors each tensor of the boundary has.
     """
 
     def __init__(
@@ -44,7 +46,10 @@ class TaskGradients:
         boundary: Sequence[Tensor],
         shared: Sequence[Tensor],
         own: Sequence[Tensor] = (),
+        places: Sequence[Place] = (),
     ) -> None:
+        self.places = places
+        self._global_shared: list[Tensor] | None = None
         self._losses = losses.detach()
         self.num_tasks = len(losses)
         inputs = [*boundary, *shared, *own]
@@ -73,12 +78,35 @@ class TaskGradients:
 
     def global_shared(self) -> list[Tensor]:
         """Gradients of the shared parameters over the global batch, `[T, …]` each."""
-        if not self.shared:
-            return []
-        flat = torch.cat([g.reshape(self.num_tasks, -1) for g in self.shared], dim=1)
-        flat = _mean_over_ranks(flat)
-        parts = flat.split([g[0].numel() for g in self.shared], dim=1)
-        return [part.view_as(g) for part, g in zip(parts, self.shared, strict=True)]
+        if self._global_shared is None:
+            flat = [g.reshape(self.num_tasks, -1) for g in self.shared]
+            means = _means_over_ranks(flat, dim=1)
+            self._global_shared = [m.view_as(g) for m, g in zip(means, self.shared, strict=True)]
+        return self._global_shared
+
+    def global_own(self) -> list[Tensor]:
+        """Gradients of each task's own parameters over the global batch."""
+        means = _means_over_ranks([g.flatten() for g in self.combined_own], dim=0)
+        return [m.view_as(g) for m, g in zip(means, self.combined_own, strict=True)]
+
+    def feature_norms(self) -> dict[str, Tensor]:
+        """Norms of the tasks' gradients of each feature's vectors of all ranks, float64 `[T]`."""
+        found: dict[str, Tensor] = {}
+        for gradient, place in zip(self.boundary, self.places, strict=True):
+            squares = gradient.double().square().sum(1)
+            by_feature = squares.split(list(place.features.values()), dim=1)
+            found |= {n: s.sum(1) for n, s in zip(place.features, by_feature, strict=True)}
+        if not found:
+            return {}
+        local = torch.stack([found[name] for name in sorted(found)]) / dist.get_world_size()
+        return dict(zip(sorted(found), _mean_over_ranks(local).sqrt(), strict=True))
+
+    def scale_features(self, scales: Mapping[str, Tensor]) -> None:
+        """Combine the boundary's by one weight a feature and task, `[T]` each."""
+        for i, (gradient, place) in enumerate(zip(self.boundary, self.places, strict=True)):
+            columns = [scales[n].unsqueeze(1).expand(-1, w) for n, w in place.features.items()]
+            weights = torch.cat(columns, dim=1).to(gradient).unsqueeze(1)
+            self.combined_boundary[i] = (weights * gradient).sum(0)
 
     def gram(self) -> Tensor:
         """Inner products of the tasks' gradients over the global batch, float64 `[T, T]`."""
@@ -120,6 +148,11 @@ class GradientBoundary(nn.Module):
         self._own = tuple(own)
         self._shared = tuple(p for p in network.parameters() if id(p) not in alone)
 
+    @property
+    def shared(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that several tasks reach, in the order of their gradients."""
+        return self._shared
+
     def forward(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor, Tensor]:
         """What to differentiate `[1]`; and detached, plain losses `[T]` and columns `[B, C]`.
 
@@ -127,11 +160,11 @@ class GradientBoundary(nn.Module):
         are the combined ones.
         """
         network, losses, combine = self._parts
-        cut, pairs = _cut(outputs)
+        cut, pairs, places = _cut(outputs, batch.index)
         columns = network(batch, cut)
         by_task = losses(columns, batch)
         leaves = [leaf for _, leaf in pairs]
-        gradients = TaskGradients(by_task, leaves, self._shared, self._own)
+        gradients = TaskGradients(by_task, leaves, self._shared, self._own, places)
         with torch.no_grad():
             combine(gradients)
         onwards = [*(values for values, _ in pairs), *self._shared, *self._own]
@@ -171,28 +204,36 @@ def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn
     return [p for p, tasks in zip(parameters, reached.tolist(), strict=True) if tasks <= 1]
 
 
-def _cut(outputs: Sequence[Any]) -> tuple[list[Any], list[tuple[Tensor, Tensor]]]:
-    """The tables' outputs with leaves for their values; and all values with their leaves."""
+def _cut(
+    outputs: Sequence[Any], index: Tensor
+) -> tuple[list[Any], list[tuple[Tensor, Tensor]], list[Place]]:
+    """The tables' outputs with leaves for their values; all values with leaves; their places."""
     pairs: list[tuple[Tensor, Tensor]] = []
+    places: list[Place] = []
 
-    def leaf(values: Tensor) -> Tensor:
+    def leaf(values: Tensor, features: dict[str, int], lengths: Tensor | None = None) -> Tensor:
         pairs.append((values, values.detach().requires_grad_()))
+        places.append(Place(features, index, lengths))
         return pairs[-1][1]
 
     cut: list[Any] = []
     for output in outputs:
         found = output.wait() if isinstance(output, Awaitable) else output
         if isinstance(found, KeyedTensor):
-            values = leaf(found.values())
+            widths = dict(zip(found.keys(), found.length_per_key(), strict=True))
+            values = leaf(found.values(), widths)
             cut.append(KeyedTensor(found.keys(), found.length_per_key(), values, found.key_dim()))
         else:
             cut.append(
                 {
-                    name: JaggedTensor(leaf(jagged.values()), lengths=jagged.lengths())
-                    for name, jagged in found.items()
+                    name: JaggedTensor(
+                        leaf(x.values(), {name: x.values().shape[1]}, x.lengths()),
+                        lengths=x.lengths(),
+                    )
+                    for name, x in found.items()
                 }
             )
-    return cut, pairs
+    return cut, pairs, places
 
 
 def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -207,6 +248,14 @@ def _products(gradients: Sequence[Tensor], losses: Tensor) -> Tensor:
         flat = gradient.reshape(len(losses), -1).double()
         total += flat @ flat.T
     return total
+
+
+def _means_over_ranks(tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Of tensors that differ in size along one dimension, in one exchange."""
+    if not tensors:
+        return []
+    mean = _mean_over_ranks(torch.cat(list(tensors), dim=dim))
+    return list(mean.split([t.shape[dim] for t in tensors], dim=dim))
 
 
 def _mean_over_ranks(tensor: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from deltarec.balancing.balancer import WeightingBalancer
+from deltarec.balancing.balancer import MemorylessBalancer
 from deltarec.balancing.simplex import shortest
 from deltarec.config import Config as BaseConfig
 
 
-class MGDA(WeightingBalancer):
+class MGDA(MemorylessBalancer):
     """w = argmin |Σ_k w_k g_k / c_k|² over w >= 0, Σ w = 1; the update is Σ_k w_k g_k."""
 
     class Config(BaseConfig):
@@ -20,11 +20,11 @@ class MGDA(WeightingBalancer):
         normalise: Literal["none", "l2", "loss", "loss+"] = "none"
         """What c is: 1, the gradient's length, the loss, or their product."""
 
-    def __init__(self, config: Config, tasks: list[str]) -> None:
-        super().__init__(config, tasks)
+    def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
         self.normalise = config.normalise
 
-    def weights(self, gram: Tensor, losses: Tensor) -> Tensor:
+    def solve(self, gram: Tensor, losses: Tensor) -> Tensor:
         lengths = gram.diagonal().clamp(min=0).sqrt()
         scale = {
             "none": losses.new_ones(len(losses)),

@@ -1,44 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shortest vector in the convex hull of a few others."""
+"""Points of the simplex: the shortest vector of a convex hull, and the nearest point."""
 
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 
-def shortest(gram: Tensor, iterations: int = 1000, tolerance: float = 1e-12) -> Tensor:
-    """Weights w >= 0 of sum 1 that minimise w' G w, by Frank-Wolfe with away steps.
+def shortest(gram: Tensor) -> Tensor:
+    """Weights w >= 0 of sum 1 that minimise w' G w, by an active-set method, so exactly.
 
-    Away steps make the convergence linear (Lacoste-Julien and Jaggi, 2015).
+    With y = s w, the least of y' G y + (s − 1)² over s is q / (1 + q) with q = w' G w: the same w
+    is best in both, and the second is a problem of non-negative least squares.
 
     Args:
         gram: inner products of the vectors, `[T, T]`.
-        iterations: at most so many.
-        tolerance: of the duality gap, relative to the largest entry.
 
     Returns:
-        `[T]`
+        `[T]`, float64.
     """
     gram = gram.double()
-    enough = tolerance * float(gram.abs().max())
-    weights = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
-    weights[int(gram.diagonal().argmin())] = 1.0
-    for _ in range(iterations):
-        slope = gram @ weights
-        value = weights @ slope
-        towards = int(slope.argmin())
-        away = int(torch.where(weights > 0, slope, -torch.inf).argmax())
-        gap, away_gap = value - slope[towards], slope[away] - value
-        if gap <= enough:
-            break
-        if gap >= away_gap:
-            direction, most = -weights, 1.0
-            direction[towards] += 1.0
-        else:
-            direction = weights.clone()
-            direction[away] -= 1.0
-            most = float(weights[away] / (1 - weights[away]).clamp(min=1e-300))
-        curvature = direction @ gram @ direction
-        step = -(slope @ direction) / curvature.clamp(min=1e-300)
-        weights = (weights + step.clamp(0.0, most) * direction).clamp(min=0)
-        weights = weights / weights.sum()
-    return weights
+    largest = gram.abs().max()
+    values, vectors = torch.linalg.eigh(gram / largest.where(largest > 0, 1))
+    root = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+    system = torch.cat([root, torch.ones_like(root[:1])]).cpu().numpy()
+    target = torch.zeros(len(system), dtype=torch.float64)
+    target[-1] = 1
+    weights = torch.from_numpy(nnls(system, target.numpy())[0]).to(gram)
+    return weights / weights.sum()
+
+
+def nearest(point: Tensor, total: float) -> Tensor:
+    """The point x >= 0 of sum `total` that is nearest to a given one, `[T]` (Held et al., 1974)."""
+    descending = point.sort(descending=True).values
+    counts = torch.arange(1, len(point) + 1, dtype=point.dtype, device=point.device)
+    shifts = (descending.cumsum(0) - total) / counts
+    last = int((descending > shifts).sum().clamp(min=1)) - 1
+    return (point - shifts[last]).clamp(min=0)

@@ -23,8 +23,8 @@ class Static(Balancer):
 
     weights: Tensor
 
-    def __init__(self, config: Config, tasks: list[str]) -> None:
-        super().__init__(config, tasks)
+    def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
         unknown = config.weights.keys() - set(tasks)
         if unknown:
             raise ValueError(f"balance.weights: no task is named {sorted(unknown)}; have {tasks}")

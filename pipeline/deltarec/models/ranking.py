@@ -129,6 +129,7 @@ class RankingModel(nn.Module):
         if isinstance(balancer, GradientBalancer):
             own = reached_by_one_task(network.heads, self.num_tasks, network.scenario.output_dim)
             self.boundary = GradientBoundary(network, own, self.losses, balancer.combine)
+            balancer.prepare(list(schema.sparse), self.boundary.shared, own)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MetaBalance (He et al., WWW 2022, arXiv 2203.06801): auxiliary gradients as large as the main's.
+
+A tensor is a shared parameter, or the looked-up vectors of one feature: a table's rows have no
+gradient by task.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from deltarec.balancing.balancer import GradientBalancer
+from deltarec.balancing.gradients import TaskGradients
+from deltarec.config import Config as BaseConfig
+
+
+class MetaBalance(GradientBalancer):
+    """g_k ← r (m_0 / m_k) g_k + (1 − r) g_k, m_k the running mean of |g_k| in each tensor; Σ_k g_k.
+
+    Task 0 is the main one. A tensor that it does not reach keeps its gradients.
+    """
+
+    class Config(BaseConfig):
+        """Options of the method metabalance."""
+
+        name: Literal["metabalance"]
+        r: float = Field(default=0.7, ge=0, le=1)
+        """How near the norms come to the main task's."""
+        beta: float = Field(default=0.9, ge=0, lt=1)
+        """How slowly the norms' means follow."""
+
+    norms: Tensor
+
+    def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
+        self.r, self.beta = config.r, config.beta
+        self.features: list[str] = []
+
+    def prepare(
+        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> None:
+        self.features = sorted(features)
+        norms = torch.zeros(len(features) + len(shared), len(self.tasks), dtype=torch.float64)
+        self.register_buffer("norms", norms)
+
+    def combine(self, gradients: TaskGradients) -> None:
+        by_feature = gradients.feature_norms()
+        shared = gradients.global_shared()
+        rows = [by_feature[name] for name in self.features]
+        rows += [g.flatten(1).double().norm(dim=1) for g in shared]
+        self.norms.lerp_(torch.stack(rows), 1 - self.beta)
+        main = self.norms[:, :1]
+        known = (main > 0) & (self.norms > 0)
+        ratio = torch.where(known, main / self.norms.where(known, 1), 1)
+        scales = self.r * ratio + (1 - self.r)
+        at_features, at_shared = scales.split([len(self.features), len(shared)])
+        gradients.scale_features(dict(zip(self.features, at_features, strict=True)))
+        gradients.combined_shared = [
+            torch.tensordot(scale.to(g), g, 1)
+            for scale, g in zip(at_shared, gradients.shared, strict=True)
+        ]
+        self.note(gram=gradients.gram())
