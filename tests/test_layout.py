@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new model is one file and one line: tried in a copy of the tree."""
+"""A new model is one file and one line, tried in a copy of the tree; the README names them all."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from deltarec.balancing import BALANCERS
+from deltarec.embeddings.tables import DATA_TYPES
+from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
 from tests.conftest import ROOT
 from tests.small_job import CONFIG, write_small_data
 
@@ -42,6 +46,14 @@ class DummyTrunk(Trunk):
     def forward(self, fields: Fields) -> Tensor:
         return self.scale * fields.flat()
 '''
+
+
+def test_the_readme_names_every_member():
+    text = (ROOT / "README.md").read_text()
+    rows = text[text.index("## The pieces") : text.index("## The tree")]
+    registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, BALANCERS, DATA_TYPES)
+    members = {name for registry in registries for name in registry}
+    assert set(re.findall(r"`(\w+)`", rows)) == members
 
 
 def test_a_trunk_is_one_file_and_one_line(tmp_path: Path):
