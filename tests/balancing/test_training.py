@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainer tells a method, keeps of it, and shows of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltarec.run_folder import RunFolder
+from deltarec.trainer import Trainer
+from tests.small_job import small_job, write_small_data
+
+EPOCHS, EPOCH_STEPS = 4, 2
+
+
+def logged(run: Path, data: Path, balance: dict[str, Any], steps: int) -> list[dict[str, float]]:
+    """Train to a step, from the run's checkpoint if it has one; what was logged of training."""
+    job = small_job(
+        data,
+        balance=balance,
+        data__valid=[],
+        train__batch_size=1000,
+        train__epochs=EPOCHS,
+        train__max_steps=steps,
+    )
+    Trainer(job, RunFolder(run), torch.device("cpu")).fit()
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    kept = ("loss/", "weight/", "gradient_")
+    return [{k: v for k, v in line.items() if k.startswith(kept)} for line in lines]
+
+
+def test_epochs_are_told_and_what_was_learned_of_them_is_resumed(
+    tmp_path: Path, one_process: torch.device
+):
+    write_small_data(tmp_path)
+    dwa = {"name": "dwa"}
+    whole = logged(tmp_path / "whole", tmp_path, dwa, EPOCHS * EPOCH_STEPS)
+    logged(tmp_path / "parts", tmp_path, dwa, 5)
+    assert logged(tmp_path / "parts", tmp_path, dwa, EPOCHS * EPOCH_STEPS) == whole
+    weights = [line["weight/click"] for line in whole]
+    assert weights[: 2 * EPOCH_STEPS] == [1.0] * 2 * EPOCH_STEPS
+    assert weights[4] == weights[5] != 1.0 and weights[6] == weights[7] != weights[5]
+
+
+def test_norms_and_cosines_are_logged(tmp_path: Path, one_process: torch.device):
+    write_small_data(tmp_path)
+    line = logged(tmp_path / "run", tmp_path, {"name": "gradnorm"}, 2)[-1]
+    assert line["weight/click"] + line["weight/buy"] == pytest.approx(2)
+    assert line["gradient_norm/click"] > 0
+    assert -1 <= line["gradient_cosine/click/buy"] <= 1
