@@ -10,6 +10,7 @@ import torch
 
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
+from tests.embeddings.quantised_job import quantised_job
 from tests.small_job import small_job, write_small_data
 
 EPOCHS, EPOCH_STEPS = 4, 2
@@ -50,3 +51,30 @@ def test_norms_and_cosines_are_logged(tmp_path: Path, one_process: torch.device)
     assert line["weight/click"] + line["weight/buy"] == pytest.approx(2)
     assert line["gradient_norm/click"] > 0
     assert -1 <= line["gradient_cosine/click/buy"] <= 1
+
+
+@pytest.mark.parametrize("name", ["rlw", "dwa", "mgda"])
+def test_a_second_pass_has_the_weights_of_the_first(
+    tmp_path: Path, one_process: torch.device, name: str
+):
+    """And leaves no trace in the method: a step of two passes counts once."""
+    write_small_data(tmp_path)
+    job = quantised_job(tmp_path, balance={"name": name}, train__max_steps=4)
+    trainer = Trainer(job, RunFolder(tmp_path / "run"), torch.device("cpu"))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    again = trainer.balancer.again
+
+    def watched(losses: torch.Tensor) -> torch.Tensor:
+        before = {key: value.clone() for key, value in trainer.balancer.state_dict().items()}
+        weighted = again(losses)
+        after = trainer.balancer.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+        weights = torch.tensor([trainer.balancer.logged()[f"weight/{t}"] for t in job.tasks])
+        seen.append((weighted.detach(), losses.detach() * weights))
+        return weighted
+
+    trainer.balancer.again = watched
+    trainer.fit()
+    assert len(seen) == 4
+    for weighted, wanted in seen:
+        torch.testing.assert_close(weighted, wanted, rtol=1e-5, atol=1e-7)

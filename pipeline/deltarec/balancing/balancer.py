@@ -39,12 +39,17 @@ class Balancer(nn.Module, ABC):
     def forward(self, losses: Tensor) -> Tensor:
         """This rank's shares of the losses `[T]` to weighted losses `[T]`."""
 
+    def again(self, losses: Tensor) -> Tensor:
+        """The losses of a step's second pass, by the step's weights; nothing is learned of them."""
+        weights = self._last_weights
+        return losses if weights is None else losses * weights.to(losses)
+
     def after_epoch(self) -> None:
         """Told by the trainer after an epoch's last step."""
         return
 
     def note(self, weights: Tensor | None = None, gram: Tensor | None = None) -> None:
-        """Keep what `logged` tells of this step."""
+        """Keep what `logged` tells of this step, and the weights for `again`."""
         self._last_weights, self._last_gram = weights, gram
 
     def logged(self) -> dict[str, float]:
@@ -113,7 +118,7 @@ class GradientBalancer(Balancer):
         """Set the combined gradients; called once a training step, on all ranks."""
 
     def forward(self, losses: Tensor) -> Tensor:
-        """The losses as they are: in evaluations, and for the steps in ALPT's second pass."""
+        """The losses as they are, in evaluations."""
         return losses
 
 

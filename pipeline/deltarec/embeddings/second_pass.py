@@ -37,7 +37,7 @@ class SecondPass:
         with _buffers_kept(self.model):
             outputs = [collection.look_up_again() for collection in self.collections]
             logits = self.model.network(batch, outputs)
-            losses = self.model.balancer(self.model.losses(logits, batch))
+            losses = self.model.balancer.again(self.model.losses(logits, batch))
             # Only to these: whatever else has a gradient keeps it as it is.
             anchors = [a for collection in self.collections for a in collection.anchors()]
             torch.autograd.backward(losses.sum(), inputs=anchors)
