@@ -59,7 +59,7 @@ class Hash(Transform):
             hashed = hash_array(words, categorize=False)[values.indices.to_numpy()]
         else:
             hashed = values.cast(pa.int64(), safe=False).to_numpy().view(np.uint64)
-        return pa.array((_mix(hashed, self.salt) % np.uint64(self.buckets)).view(np.int64))
+        return pa.array((mix(hashed, self.salt) % np.uint64(self.buckets)).view(np.int64))
 
 
 class Vocabulary(Transform):
@@ -212,7 +212,7 @@ def _is_string(arrow_type: pa.DataType) -> bool:
     return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
 
 
-def _mix(keys: np.ndarray, salt: int) -> np.ndarray:
+def mix(keys: np.ndarray, salt: int) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele et al., 2014), after adding the salt."""
     with np.errstate(over="ignore"):
         z = keys + np.uint64(0x9E3779B97F4A7C15) * np.uint64(salt + 1)
