@@ -13,7 +13,7 @@ import yaml
 
 from deltarec.balancing import BALANCERS
 from deltarec.embeddings.tables import DATA_TYPES
-from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
 from tests.conftest import ROOT
 from tests.small_job import CONFIG, write_small_data
 
@@ -51,7 +51,8 @@ class DummyTrunk(Trunk):
 def test_the_readme_names_every_member():
     text = (ROOT / "README.md").read_text()
     rows = text[text.index("## The pieces") : text.index("## The tree")]
-    registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, BALANCERS, DATA_TYPES)
+    registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, PAIR_MODELS)
+    registries += (BALANCERS, DATA_TYPES)
     members = {name for registry in registries for name in registry}
     assert set(re.findall(r"`(\w+)`", rows)) == members
 

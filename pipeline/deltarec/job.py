@@ -16,7 +16,15 @@ from deltarec.data.files import Damage, ParquetFile, find
 from deltarec.data.prepare import DATASETS
 from deltarec.data.prepare.dataset import Dataset, prepare_once
 from deltarec.data.reader import ReaderConfig
-from deltarec.data.schema import FEATURES, Feature, IdListFeature, Scenario, Schema, Task
+from deltarec.data.schema import (
+    FEATURES,
+    Feature,
+    IdListFeature,
+    Scenario,
+    Schema,
+    Task,
+    negative_features,
+)
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS
 from deltarec.metrics.metric import Kind
@@ -141,7 +149,7 @@ class Job(Config):
     def data_schema(self) -> Schema:
         """What the reader needs of the configuration."""
         return Schema(
-            features=self.features,
+            features={**self.features, **negative_features(self.tasks, self.features)},
             tasks=self.tasks,
             scenario=self.scenario,
             table_rows={name: table.rows for name, table in self.embedding.tables.items()},
@@ -160,6 +168,7 @@ class Job(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Job":
+        self._check_pairs()  # before all else: what the reader draws depends on them
         schema = self.data_schema
         self._check_names(schema)
         for name, feature in schema.sparse.items():
@@ -250,6 +259,59 @@ class Job(Config):
                         f"tasks.{name}.given: '{task.given}' is not a binary task declared before"
                     )
             seen[name] = task
+
+    def _check_pairs(self) -> None:
+        """Pairwise tasks have two sides, and a model of their own."""
+        for name, task in self.tasks.items():
+            pairwise = {"query", "item", "negatives", "num_items", "ranking"}
+            foreign = {"label", "given", "on_invalid"} if task.kind == "pairwise" else pairwise
+            plain = Task()
+            found = [key for key in sorted(foreign) if getattr(task, key) != getattr(plain, key)]
+            if found:
+                raise ValueError(f"tasks.{name}.{found[0]}: is not for a {task.kind} task")
+            if task.kind == "pairwise":
+                self._check_sides(name, task)
+        kinds = {task.kind == "pairwise" for task in self.tasks.values()}
+        if kinds == {True, False}:
+            raise ValueError("tasks: either all are pairwise or none; make two jobs of them")
+        if kinds != {self.model.pair is not None}:
+            wanted = "model.pair" if kinds == {True} else "model.trunk and model.heads"
+            raise ValueError(f"model: tasks of these kinds are for {wanted}")
+        if self.model.pair is None:
+            return
+        used = {f for task in self.tasks.values() for f in (*task.query, *task.item)}
+        unused = [name for name in self.features if name not in used]
+        if unused:
+            raise ValueError(f"features.{unused[0]}: no side of a pairwise task has this feature")
+        if self.scenario is not None:
+            raise ValueError("scenario: pairwise tasks know none; give the query its feature")
+
+    def _check_sides(self, name: str, task: Task) -> None:
+        for key, features in (("query", task.query), ("item", task.item)):
+            unknown = [feature for feature in features if feature not in self.features]
+            if unknown:
+                raise ValueError(f"tasks.{name}.{key}: there is no feature '{unknown[0]}'")
+            kinds = [self.features[feature].kind for feature in features]  # pyright: ignore
+            if kinds[:1] != ["id"]:
+                raise ValueError(f"tasks.{name}.{key}: its first feature must be an id")
+            if "sequence" in kinds:
+                raise ValueError(f"tasks.{name}.{key}: sequences are not for pairwise tasks")
+        if len(task.item) > 1:
+            raise ValueError(
+                f"tasks.{name}.item: got {task.item}; items drawn as negatives are known by their "
+                "id alone, so name that one"
+            )
+        rows = self._rows(task.item[0])
+        if not 1 < (task.num_items or rows) <= rows:
+            raise ValueError(
+                f"tasks.{name}.num_items: the table of '{task.item[0]}' has {rows} rows, of which "
+                "at least two must be items"
+            )
+
+    def _rows(self, feature: str) -> int:
+        """Of the feature's table, 0 if there is none."""
+        table = self.embedding.tables.get(self.features[feature].table or feature)  # pyright: ignore
+        return table.rows if table else 0
 
     def _check_early_stopping(self) -> None:
         stopping = self.train.early_stopping

@@ -16,7 +16,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from pydantic import Field
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.fused import EmptyFusedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from deltarec.config import Config, OneOf
@@ -176,7 +177,9 @@ class StepOptimizer:
         """Batches trained so far."""
         self._dense_parameters = list(dense.values())
         self._fused = fused
-        self._dense = KeyedOptimizerWrapper(dense, config.dense.build)
+        # PyTorch's optimisers refuse an empty list: a model may be nothing but tables.
+        build = KeyedOptimizerWrapper(dense, config.dense.build) if dense else EmptyFusedOptimizer()
+        self._dense: KeyedOptimizer = build
         self.combined = CombinedOptimizer([fused, self._dense])
         """Both, for their state."""
         self._base_rates = [group["lr"] for group in self.combined.param_groups]

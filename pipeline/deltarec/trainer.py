@@ -42,7 +42,7 @@ from deltarec.metrics import METRICS
 from deltarec.metrics.evaluation import Evaluation, Result
 from deltarec.metrics.table import render
 from deltarec.models.cascade import with_joint_tasks
-from deltarec.models.ranking import Network, RankingModel, predictions
+from deltarec.models.ranking import RankingModel, network_of, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
 from deltarec.run_folder import RunFolder
@@ -203,6 +203,7 @@ class Trainer:
             num_ranks=world_size(),
             pin_memory=self.device.type == "cuda",
             damage=damage,
+            draw=train.seed if training else None,
         )
         identity: list[Any] = [reader.identity]
         dist.broadcast_object_list(identity)
@@ -419,7 +420,8 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     schema, specs = job.data_schema, job.embedding.resolved()
     torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
     tables = EmbeddingTables(schema, specs)
-    network = Network(job.model, schema, specs, job.train.seed, bf16=job.train.precision == "bf16")
+    bf16 = job.train.precision == "bf16"
+    network = network_of(job.model, schema, specs, job.train.seed, bf16)
     balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
     model = RankingModel(tables, network, balancer)
     share = -(-job.train.batch_size // world_size())
@@ -487,7 +489,7 @@ def check(job: Job) -> None:
         ValueError: the model's parts do not fit together, or the files do not fit the schema.
     """
     with torch.device("meta"):
-        Network(job.model, job.data_schema, job.embedding.resolved(), seed=0)
+        network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
         balancer_of(job.balance, list(job.tasks), seed=0)
     for split in ("train", "valid", "test"):
         if getattr(job.data, split):

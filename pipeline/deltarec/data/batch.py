@@ -114,9 +114,11 @@ def _jagged(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTenso
         return None
     rows = block.num_rows
     lengths = np.zeros((len(keys), rows + padding), dtype=np.int32)
-    values, weights = [], []
+    values, weights = [np.empty(0, dtype=np.int64)], []
     for i, key in enumerate(keys):
         ragged = block.ragged.get(key)
+        if ragged is None and key not in block.ids:  # negatives, where nobody draws any
+            continue
         if ragged is None:
             values.append(block.ids[key])
             lengths[i, :rows] = 1

@@ -52,14 +52,18 @@ class _Decoder:
         ids: dict[str, np.ndarray] = {}
         ragged: dict[str, Ragged] = {}
         for name, feature in schema.sparse.items():
+            if name in schema.drawn:
+                continue
             if isinstance(feature, (IdListFeature, SequenceFeature)):
                 ragged[name] = self._list(name, feature)
+            elif name in schema.optional:
+                ragged[name] = self._optional(name, feature)
             else:
                 ids[name] = self._ids(name, feature, self._array(name), self.index)
         flat["dense"] = np.empty((rows, len(schema.dense)), dtype=np.float32)
         for i, (name, feature) in enumerate(schema.dense.items()):
             flat["dense"][:, i] = self._dense(name, feature)
-        flat["labels"], flat["mask"] = self._labels()
+        flat["labels"], flat["mask"] = self._labels(ragged)
         flat["scenario"] = self._scenario()
         if schema.user:
             flat["user"] = hash_ids(self._column(schema.user))
@@ -121,6 +125,13 @@ class _Decoder:
         key = f"features.{name}.weights"
         return Ragged(ids, lengths, self._finite(weights, rows, feature.weights, key))
 
+    def _optional(self, name: str, feature: SparseFeature) -> Ragged:
+        """Lists of one id, or of none for a null."""
+        array = self._array(name)
+        there = array.is_valid().to_numpy(zero_copy_only=False)
+        ids = self._ids(name, feature, array.drop_null(), self.index[there])
+        return Ragged(ids, there.astype(np.int64))
+
     def _dense(self, name: str, feature: DenseFeature) -> np.ndarray:
         array = self._array(name)
         numbers = _to_float32(_transform(feature, array))
@@ -130,18 +141,23 @@ class _Decoder:
             numbers = np.where(bad, feature.default, numbers)
         return numbers
 
-    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels float32 and mask bool, both `[rows, T]`."""
+    def _labels(self, ragged: dict[str, Ragged]) -> tuple[np.ndarray, np.ndarray]:
+        """Labels float32 and mask bool, both `[rows, T]`; `ragged` are the features of lists."""
         tasks = self.schema.tasks
         labels = np.zeros((len(self.index), len(tasks)), dtype=np.float32)
         mask = np.ones(labels.shape, dtype=bool)
         for t, (name, task) in enumerate(tasks.items()):
+            if task.mask:
+                mask[:, t] = self._numbers(task.mask, f"tasks.{name}.mask") != 0
+            if task.kind == "pairwise":
+                for feature in self.schema.optional.intersection([*task.query, *task.item]):
+                    mask[:, t] &= ragged[feature].lengths > 0
+                labels[:, t] = 1
+                continue
             numbers = _to_float32(self._column(self.schema.label(name)))
             bad = ~np.isfinite(numbers)
             if task.kind == "binary":
                 bad |= (numbers != 0) & (numbers != 1)
-            if task.mask:
-                mask[:, t] = self._numbers(task.mask, f"tasks.{name}.mask") != 0
             if task.given:
                 parent = list(tasks).index(task.given)
                 mask[:, t] &= mask[:, parent] & (labels[:, parent] == 1)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from deltarec.config import Config, OneOf
 from deltarec.data.transforms import TRANSFORMS, Kind, Transform, as_kind, kind_of
@@ -38,6 +38,9 @@ class IdFeature(SparseFeature):
     """One id a sample."""
 
     kind: Literal["id"]
+    optional: bool = False
+    """Whether a null means that there is no id: nothing is looked up, and pairwise tasks of the
+    feature leave the sample out. Otherwise `on_invalid` says what a null is."""
 
 
 class IdListFeature(SparseFeature):
@@ -59,6 +62,15 @@ class SequenceFeature(SparseFeature):
     """The id feature of the same table that the encoder compares the sequence with."""
 
 
+class NegativeFeature(SparseFeature):
+    """Ids that the reader draws for a pairwise task; made by `negative_features`."""
+
+    kind: Literal["negative"] = "negative"
+    task: str
+    number: int
+    """Of a sample's negatives."""
+
+
 class DenseFeature(Feature):
     """One number a sample."""
 
@@ -76,11 +88,37 @@ FEATURES: dict[str, type[Feature]] = {
 }
 
 
-class Task(Config):
-    """A label to predict."""
+class Ranking(Config):
+    """How a pairwise task is evaluated: by the ranks of held-out items among a query's candidates."""
 
-    kind: Literal["binary", "regression"] = "binary"
-    """`binary`: logistic loss on a 0/1 label; `regression`: squared error."""
+    at: list[PositiveInt] = Field(default=[10, 20], min_length=1)
+    """The K of recall@K, hr@K and ndcg@K."""
+    against: int | None = Field(default=None, gt=0)
+    """Rank each held-out item among so many items drawn at random, which the query has nowhere in
+    `exclude` nor in the evaluated data; among all items if not given."""
+    exclude: list[Literal["train", "valid"]] = ["train"]
+    """Data whose items of the same query are no candidates."""
+    chunk: int = Field(default=8192, gt=0)
+    """Items that are looked up and scored at a time."""
+
+
+class Task(Config):
+    """A label to predict, or with kind `pairwise` an order of items to learn."""
+
+    kind: Literal["binary", "regression", "pairwise"] = "binary"
+    """`binary`: logistic loss on a 0/1 label; `regression`: squared error; `pairwise`: each sample
+    is a query with an item that belongs to it, which is to score above items drawn at random (BPR);
+    there is no label."""
+    query: list[str] = []
+    """Of a pairwise task: the features of the query, its id first."""
+    item: list[str] = []
+    """Of a pairwise task: the id feature of the item. Ids are rows of its table."""
+    negatives: int = Field(default=1, gt=0)
+    """Of a pairwise task: items drawn for each sample, uniformly, any but the sample's own."""
+    num_items: int | None = Field(default=None, gt=1)
+    """Of a pairwise task: its items are the ids below this; all rows of the table if not given."""
+    ranking: Ranking = Ranking()
+    """Of a pairwise task: how it is evaluated."""
     label: str | None = None
     """Column of the label; the task's own name if not given."""
     mask: str | None = None
@@ -110,6 +148,21 @@ class Scenario(Config):
         return [str(value) for value in self.values]
 
 
+def negative_features(
+    tasks: Mapping[str, Task], features: Mapping[str, Feature]
+) -> dict[str, NegativeFeature]:
+    """One for each negative of each pairwise task, in the table of the task's items."""
+    found: dict[str, NegativeFeature] = {}
+    for name, task in tasks.items():
+        for number in range(task.negatives if task.kind == "pairwise" else 0):
+            item = features[task.item[0]]
+            table = getattr(item, "table", None) or task.item[0]
+            found[f"{name}/negative{number}"] = NegativeFeature(
+                table=table, task=name, number=number
+            )
+    return found
+
+
 @dataclass(frozen=True)
 class Schema:
     """Everything that is read from the files, resolved: names, columns, table sizes."""
@@ -137,6 +190,22 @@ class Schema:
     @cached_property
     def sparse(self) -> dict[str, SparseFeature]:
         return {n: f for n, f in self.features.items() if isinstance(f, SparseFeature)}
+
+    @cached_property
+    def drawn(self) -> dict[str, NegativeFeature]:
+        """Features that are in no file."""
+        return {n: f for n, f in self.features.items() if isinstance(f, NegativeFeature)}
+
+    @cached_property
+    def optional(self) -> set[str]:
+        """Features of one id that a sample may lack."""
+        found = {n for n, f in self.sparse.items() if isinstance(f, IdFeature) and f.optional}
+        return found | self.drawn.keys()
+
+    def num_items(self, task: str) -> int:
+        """How many items a pairwise task has."""
+        known = self.tasks[task]
+        return known.num_items or self.table_rows[self.table(known.item[0])]
 
     @cached_property
     def dense(self) -> dict[str, DenseFeature]:
@@ -175,11 +244,11 @@ class Schema:
 
     def columns(self) -> list[str]:
         """Every column that is read, once."""
-        names = [self.column(name) for name in self.features]
+        names = [self.column(name) for name in self.features if name not in self.drawn]
         names += [
             f.weights for f in self.features.values() if isinstance(f, IdListFeature) and f.weights
         ]
-        names += [self.label(name) for name in self.tasks]
+        names += [self.label(name) for name, task in self.tasks.items() if task.kind != "pairwise"]
         names += [task.mask for task in self.tasks.values() if task.mask]
         if self.scenario:
             names.append(self.scenario.column)
@@ -199,6 +268,8 @@ class Schema:
                 found = "is there twice" if count else "is missing"
                 raise ValueError(f"{path}: column '{column}' {found}; the file has {known}")
         for name, feature in self.features.items():
+            if name in self.drawn:
+                continue
             column = self.column(name)
             arrow_type = files_schema.field(column).type
             if isinstance(feature, (IdListFeature, SequenceFeature)):
@@ -224,7 +295,8 @@ class Schema:
             if isinstance(feature, IdListFeature) and feature.weights:
                 yield feature.weights, f"features.{name}.weights", number
         for name, task in self.tasks.items():
-            yield self.label(name), f"tasks.{name}", number
+            if task.kind != "pairwise":
+                yield self.label(name), f"tasks.{name}", number
             if task.mask:
                 yield task.mask, f"tasks.{name}.mask", number
         if self.weight:

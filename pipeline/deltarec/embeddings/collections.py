@@ -23,6 +23,7 @@ from torchrec import (
 from deltarec.data.batch import Batch
 from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
 from deltarec.embeddings.tables import TableSpec
+from deltarec.layers.lsq import LSQ
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,23 @@ def embedded(
                 sequences[name] = JaggedSequence(rows, jagged.lengths().long())
             elif isinstance(feature, IdListFeature):
                 vectors[name] = pool(rows, jagged.lengths().long(), feature.pooling)
+            elif name in schema.optional:
+                vectors[name] = pool(rows, jagged.lengths().long(), "sum")
             else:  # one id a sample, but none for padding, which stands at the end
                 vectors[name] = F.pad(rows, (0, 0, 0, batch_size - rows.shape[0]))
     pooled = {n: vectors[n] for n, f in schema.sparse.items() if not isinstance(f, SequenceFeature)}
     return Embedded(pooled, {name: sequences[name] for name in schema.sequences})
+
+
+def fake_quantisers(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
+    """What is seen of the rows of tables that are trained to be quantised, by table."""
+    return nn.ModuleDict(
+        {
+            name: LSQ(fake.bits, fake.initial_step)
+            for name, table in tables.items()
+            if (fake := table.fake_quantised)
+        }
+    )
 
 
 def pool(values: Tensor, lengths: Tensor, pooling: str) -> Tensor:

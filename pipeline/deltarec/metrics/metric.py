@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["binary", "regression"]
+Kind = Literal["binary", "regression", "pairwise"]
 Partition = Literal["none", "score", "user"]
 
 

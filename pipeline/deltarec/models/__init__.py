@@ -15,18 +15,20 @@ from deltarec.models.hamur import HAMUR
 from deltarec.models.hierrec import HierRec
 from deltarec.models.m3oe import M3oE
 from deltarec.models.mean import MeanEncoder
+from deltarec.models.mf import MatrixFactorisation
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
 from deltarec.models.multi_ipw_dr import MultiDRHeads, MultiIPWHeads
 from deltarec.models.omoe import OMoEHeads
 from deltarec.models.pepnet import PEPNet
 from deltarec.models.ple import PLEHeads
-from deltarec.models.roles import ScenarioModule, SequenceEncoder, TaskHeads, Trunk
+from deltarec.models.roles import PairModel, ScenarioModule, SequenceEncoder, TaskHeads, Trunk
 from deltarec.models.sar_net import SARNet
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
 from deltarec.models.star import STAR
 from deltarec.models.towers import ScenarioTowers
+from deltarec.models.two_tower import TwoTower
 from deltarec.models.wide_deep import WideDeepTrunk
 
 SEQUENCE_ENCODERS: dict[str, type[SequenceEncoder]] = {
@@ -63,4 +65,8 @@ TASK_HEADS: dict[str, type[TaskHeads]] = {
     "multi_dr": MultiDRHeads,
     "escm2": ESCM2Heads,
     "aitm": AITMHeads,
+}
+PAIR_MODELS: dict[str, type[PairModel]] = {
+    "mf": MatrixFactorisation,
+    "two_tower": TwoTower,
 }

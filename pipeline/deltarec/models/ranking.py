@@ -6,6 +6,7 @@ from typing import Annotated
 
 import torch
 import torch.distributed as dist
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from deltarec.balancing.balancer import Balancer, GradientBalancer
@@ -14,29 +15,40 @@ from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
 from deltarec.distributed import all_sum
-from deltarec.embeddings.collections import EmbeddingTables, embedded
+from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import sample_keys, set_sample_keys
-from deltarec.layers.lsq import LSQ
-from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
 from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
-from deltarec.models.roles import Fields, FieldShapes, Trunk
+from deltarec.models.pairs import PairNetwork
+from deltarec.models.roles import Fields, FieldShapes, PairConfig
 from deltarec.models.single import NoScenario
 
 
 class ModelConfig(Config):
-    """One member for each role."""
+    """One member for each role; or a pair model alone, if the tasks are pairwise."""
+
+    pair: Annotated[PairConfig, OneOf(PAIR_MODELS)] | None = None
+    """Scores the query and the item of pairwise tasks."""
 
     sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
     """Encodes each sequence feature; with several, each has an encoder of its own."""
-    trunk: Annotated[Config, OneOf(TRUNKS)]
+    trunk: Annotated[Config, OneOf(TRUNKS)] | None = None
     """Makes one representation of all fields and dense inputs."""
     scenario: Annotated[Config, OneOf(SCENARIO_MODULES)] = NoScenario.Config(name="none")
     """Makes the representation depend on the scenario."""
-    heads: Annotated[Config, OneOf(TASK_HEADS)]
+    heads: Annotated[Config, OneOf(TASK_HEADS)] | None = None
     """Makes the tasks' logits."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ModelConfig":
+        if self.pair is None and (self.trunk is None or self.heads is None):
+            raise ValueError("needs 'trunk' and 'heads', or for pairwise tasks 'pair'")
+        if self.pair is not None and (self.trunk is not None or self.heads is not None):
+            raise ValueError("'pair' is the whole model of pairwise tasks; leave the rest out")
+        return self
 
 
 class Network(nn.Module):
@@ -59,16 +71,12 @@ class Network(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
+        assert config.trunk is not None and config.heads is not None
+        trunk = config.trunk
         self.schema = schema
         self.seed = seed
         self.bf16 = bf16
-        self.fake_quantisers = nn.ModuleDict(
-            {
-                name: LSQ(fake.bits, fake.initial_step)
-                for name, table in tables.items()
-                if (fake := table.fake_quantised)
-            }
-        )
+        self.fake_quantisers = fake_quantisers(tables)
         encoder = SEQUENCE_ENCODERS[_name(config.sequence)]
         self.encoders = nn.ModuleDict(
             {
@@ -87,7 +95,7 @@ class Network(nn.Module):
             config.scenario,
             shapes,
             len(schema.scenario.values) if schema.scenario else 1,
-            lambda inputs: _trunk(config.trunk, inputs),
+            lambda inputs: TRUNKS[_name(trunk)](trunk, inputs),
         )
         self.heads = TASK_HEADS[_name(config.heads)](
             config.heads, self.scenario.output_dim, schema.tasks
@@ -107,6 +115,27 @@ class Network(nn.Module):
             representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
             return self.heads(representation)
 
+    def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
+        """The terms of the tasks' losses; as in `TaskHeads.losses`."""
+        return self.heads.losses(columns, labels, mask)
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that one task alone reaches."""
+        return reached_by_one_task(self.heads, len(self.schema.tasks), self.scenario.output_dim)
+
+
+def network_of(
+    config: ModelConfig,
+    schema: Schema,
+    tables: Mapping[str, TableSpec],
+    seed: int,
+    bf16: bool = False,
+) -> Network | PairNetwork:
+    """The configured one; arguments as in `Network`."""
+    if config.pair is None:
+        return Network(config, schema, tables, seed, bf16)
+    return PairNetwork(config.pair, schema, tables, seed, bf16)
+
 
 class RankingModel(nn.Module):
     """The whole model, as TorchRec's pipelines want it: a batch to (losses, output).
@@ -115,19 +144,21 @@ class RankingModel(nn.Module):
     one batch ahead; what comes after is traced as a few opaque steps.
     """
 
-    def __init__(self, tables: EmbeddingTables, network: Network, balancer: Balancer) -> None:
+    def __init__(
+        self, tables: EmbeddingTables, network: Network | PairNetwork, balancer: Balancer
+    ) -> None:
         super().__init__()
         self.tables = tables
         self.network = network
         schema = network.schema
         self.num_tasks = len(schema.tasks)
         self.losses = TaskLosses(
-            schema.tasks, network.heads.losses, may_lose=schema.on_bad_file == "skip"
+            schema.tasks, network.losses, may_lose=schema.on_bad_file == "skip"
         )
         self.balancer = balancer
         self.boundary = None
         if isinstance(balancer, GradientBalancer):
-            own = reached_by_one_task(network.heads, self.num_tasks, network.scenario.output_dim)
+            own = network.own_parameters()
             self.boundary = GradientBoundary(network, own, self.losses, balancer.combine)
             balancer.prepare(list(schema.sparse), self.boundary.shared, own)
 
@@ -163,7 +194,8 @@ class TaskLosses(nn.Module):
         self.num_tasks = len(tasks)
         self.terms = terms
         self.may_mask = may_lose or any(
-            task.mask or task.given or task.on_invalid == "mask" for task in tasks.values()
+            task.mask or task.given or task.on_invalid == "mask" or task.kind == "pairwise"
+            for task in tasks.values()
         )
 
     def forward(self, columns: Tensor, batch: Batch) -> Tensor:
@@ -184,16 +216,12 @@ class TaskLosses(nn.Module):
 
 
 def predictions(logits: Tensor, tasks: Mapping[str, Task]) -> Tensor:
-    """Logits `[B, T]` to probabilities (binary tasks) or values (regression), float32."""
+    """Logits `[B, T]` to probabilities (binary tasks), values or scores, float32."""
     columns = [
         logits[:, t].float().sigmoid() if task.kind == "binary" else logits[:, t].float()
         for t, task in enumerate(tasks.values())
     ]
     return torch.stack(columns, dim=1)
-
-
-def _trunk(config: Config, shapes: FieldShapes) -> Trunk:
-    return TRUNKS[_name(config)](config, shapes)
 
 
 def _name(config: Config) -> str:

@@ -2,6 +2,7 @@
 """The roles of a ranking model, each an interface; any member of one works with any of the others.
 
     sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
+    pair model, for pairwise tasks
 
 A member is a class with a `Config`, in a file of its own, listed in `models/__init__.py`.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from deltarec.config import Config
@@ -157,3 +159,47 @@ class TaskHeads(Member):
             mask: bool `[B, T]`, which samples each task lives on.
         """
         return direct_terms(self.tasks, columns, labels, mask)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one of the two is described by: the query of a pairwise task, or its item."""
+
+    tables: tuple[str, ...]
+    """Of its features, the id's first; sides of the same tables are of the same kind."""
+    shapes: FieldShapes
+
+
+class PairConfig(Config):
+    """What all pair models have."""
+
+    name: str
+    l2: float = Field(default=0.0, ge=0)
+    """Times half the squared length of the vectors that a sample looks up, the negatives' too, is
+    added to its loss."""
+
+
+class PairModel(Member):
+    """A query and an item to one vector each, whose inner product is the score.
+
+    A table may serve both sides, of one task (users and their friends) or of several.
+
+    Args:
+        config: the member's options.
+        sides: the query's and the item's of each task.
+    """
+
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def query(self, task: str, fields: Fields) -> Tensor:
+        """The vectors of queries, `[n, D]`."""
+
+    @abstractmethod
+    def item(self, task: str, fields: Fields) -> Tensor:
+        """The vectors of items, `[n, D]`."""
+
+    def reached(self, task: str) -> list[nn.Parameter]:
+        """The parameters that the task's loss depends on."""
+        return list(self.parameters())
