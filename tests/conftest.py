@@ -39,6 +39,14 @@ def ml1m(data_root: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def kuairand(data_root: Path) -> Path:
+    folder = data_root / "kuairand-explicit"
+    if not (folder / "interactions.parquet").is_file():
+        pytest.skip(f"KuaiRand-explicit is not at {folder}; give its parent by --data-root")
+    return folder
+
+
 @pytest.fixture
 def one_process() -> Iterator[torch.device]:
     """A process group of this process alone."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from deltarec.data.prepare.adult import Adult
 from deltarec.data.prepare.dataset import Dataset
+from deltarec.data.prepare.kuairand_explicit import KuaiRandExplicit
 from deltarec.data.prepare.movielens1m import MovieLens1M
 from deltarec.data.prepare.synth import Synth
 
 DATASETS: dict[str, type[Dataset]] = {
     "adult": Adult,
+    "kuairand-explicit": KuaiRandExplicit,
     "movielens-1m": MovieLens1M,
     "synth": Synth,
 }
