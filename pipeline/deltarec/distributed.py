@@ -112,6 +112,13 @@ def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
     return outputs
 
 
+def owners(keys: Tensor) -> Tensor:
+    """The rank that a hash of each key names, int64 of any values."""
+    # Fibonacci hashing: regular ids spread too. The shift leaves a number that is not negative.
+    hashed = (keys * -0x61C8864680B583EB >> 32) & 0xFFFFFFFF
+    return hashed % world_size()
+
+
 def silence_libraries() -> None:
     """Keep TorchRec's advice to its own developers out of users' logs; errors stay."""
     warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)(\.|$)")

@@ -26,7 +26,7 @@ from deltarec.data.schema import (
     negative_features,
 )
 from deltarec.embeddings.tables import EmbeddingConfig
-from deltarec.metrics import METRICS
+from deltarec.metrics import METRICS, RANKING_METRICS
 from deltarec.metrics.metric import Kind
 from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
@@ -165,6 +165,19 @@ class Job(Config):
         kinds: dict[str, Kind] = {name: task.kind for name, task in self.tasks.items()}
         kinds.update(dict.fromkeys(joint_tasks(self.tasks), "binary"))
         return kinds
+
+    def metrics(self, measured: str) -> list[str]:
+        """The names of all metrics of one of `measured` that the data admit."""
+        kind = self.measured[measured]
+        if kind == "pairwise":
+            at = self.tasks[measured].ranking.at
+            return [f"{name}@{k}" for k in at for name in RANKING_METRICS]
+        has_user = self.data.user is not None
+        return [
+            name
+            for name, metric in METRICS.items()
+            if metric.kind == kind and (has_user or metric.partition != "user")
+        ]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Job":
@@ -324,12 +337,14 @@ class Job(Config):
         task = stopping.task or next(iter(self.tasks))
         kind = self.measured[task]
         known = [name for name, metric in METRICS.items() if metric.kind == kind]
+        if kind == "pairwise":
+            known = self.metrics(task)
         if stopping.metric not in known:
             raise ValueError(
                 f"train.early_stopping.metric: '{stopping.metric}' is not a metric of the {kind} "
                 f"task '{task}': expected one of {', '.join(known)}"
             )
-        if METRICS[stopping.metric].partition == "user" and self.data.user is None:
+        if stopping.metric not in self.metrics(task):
             raise ValueError(
                 f"train.early_stopping.metric: '{stopping.metric}' is by user: set data.user"
             )

@@ -30,7 +30,7 @@ from deltarec.comparison_plot import MISSING, can_draw, draw
 from deltarec.grid import Variant
 from deltarec.job import Job
 from deltarec.supervision import TRY_AGAIN
-from deltarec.trainer import check, measured_metrics
+from deltarec.trainer import check
 
 POLL_SECONDS = 0.1
 LOG = "train.log"
@@ -364,17 +364,12 @@ def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
     if split is None:
         raise ValueError("nothing to compare by: set data.test, or data.valid, of every variant")
     if text is None:
-        stopping, kinds = jobs[0].train.early_stopping, jobs[0].measured
-        task = (stopping and stopping.task) or next(iter(kinds))
-        measured = measured_metrics(kinds[task], has_user=False)
-        text = f"{task}/{stopping.metric if stopping else measured[0]}"
+        stopping = jobs[0].train.early_stopping
+        task = (stopping and stopping.task) or next(iter(jobs[0].measured))
+        text = f"{task}/{stopping.metric if stopping else jobs[0].metrics(task)[0]}"
     task, _, metric = text.partition("/")
     for job in jobs:
-        known = [
-            f"{t}/{m}"
-            for t, kind in job.measured.items()
-            for m in measured_metrics(kind, bool(job.data.user))
-        ]
+        known = [f"{t}/{m}" for t in job.measured for m in job.metrics(t)]
         if f"{task}/{metric}" not in known:
             raise ValueError(f"--metric {text}: expected one of {', '.join(known)}")
     return split, Key(task, "all", metric)

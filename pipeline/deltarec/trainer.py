@@ -38,13 +38,14 @@ from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
 from deltarec.job import Job, Split
-from deltarec.metrics import METRICS
+from deltarec.metrics import larger_is_better
 from deltarec.metrics.evaluation import Evaluation, Result
 from deltarec.metrics.table import render
 from deltarec.models.cascade import with_joint_tasks
 from deltarec.models.ranking import RankingModel, network_of, predictions
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
+from deltarec.retrieval import Retrieval, known_pairs
 from deltarec.run_folder import RunFolder
 from deltarec.skipped import Skipped
 from deltarec.supervision import NotFinite, Supervision, Terminated, Watchdog
@@ -89,6 +90,8 @@ class Trainer:
         self.state = TrainState()
         self.skipped: dict[Split, Skipped] = {}
         """What each split that was read has lost to damaged files."""
+        self.known: dict[Split, dict[str, Tensor]] = {}
+        """Of splits that evaluations have excluded, what `known_pairs` found."""
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the latest checkpoint if there is one; returns result.json."""
@@ -162,13 +165,12 @@ class Trainer:
 
     def evaluate(self, split: Split) -> Result:
         """Metrics of the model as it stands on a split; a collective, equal on every rank."""
+        if self.job.model.pair is not None:
+            return self._evaluate_pairs(split)
         reader = self._reader(split)
         tasks = self.job.tasks
         evaluation = Evaluation(
-            [
-                (name, measured_metrics(kind, bool(self.job.data.user)))
-                for name, kind in self.job.measured.items()
-            ],
+            [(name, self.job.metrics(name)) for name in self.job.measured],
             self.job.scenario.names if self.job.scenario else (),
             has_user=self.job.data.user is not None,
         )
@@ -189,9 +191,39 @@ class Trainer:
             progress.close()
             return evaluation.compute()
 
-    def _reader(self, split: Split) -> Reader:
+    def _evaluate_pairs(self, split: Split) -> Result:
+        """`evaluate` of a job of pairwise tasks."""
+        with self.watchdog.watch(f"the evaluation on {split}"), self._plain_model():
+            known = {
+                name: [self._known(s)[name] for s in task.ranking.exclude if s != split]
+                for name, task in self.job.tasks.items()
+            }
+            beat = self.watchdog.beat
+            model, seed = self.model.module, self.job.train.seed
+            retrieval = Retrieval(self.schema, model, self.device, seed, beat)
+            reader = self._reader(split)
+            progress = Progress(f"evaluate {split}", reader.num_samples)
+            skipped = self.skipped[split] = Skipped(reader, progress.say)
+            for batch in reader.read(Position(), epochs=1):
+                skipped.after_batch(batch.lost)
+                retrieval.update(batch)
+                progress.update(batch.num_samples)
+                beat()
+            progress.close()
+            return retrieval.compute(known)
+
+    def _known(self, split: Split) -> dict[str, Tensor]:
+        """What `known_pairs` finds in a split, read once; nothing in one without files."""
+        if not getattr(self.job.data, split):
+            return {name: torch.empty(0, dtype=torch.int64) for name in self.job.tasks}
+        if split not in self.known:
+            reader = self._reader(split, training=False)
+            self.known[split] = known_pairs(self.schema, reader, self.watchdog.beat)
+        return self.known[split]
+
+    def _reader(self, split: Split, training: bool | None = None) -> Reader:
         train, data = self.job.train, self.job.data
-        training = split == "train"
+        training = split == "train" if training is None else training
         damage: Damage = {}
         reader = Reader(
             data.files(split, damage),
@@ -324,7 +356,7 @@ class Trainer:
                 "on the validation data"
             )
         best = self.state.best_value
-        sign = 1 if METRICS[stopping.metric].larger_is_better else -1
+        sign = 1 if larger_is_better(stopping.metric) else -1
         if best is None or sign * value > sign * best:
             self.state = replace(self.state, best_value=value, evaluations_since_best=0)
             self._save(best=True)
@@ -455,15 +487,6 @@ class _Batches(Iterator[Batch]):
 
     def close(self) -> None:
         self.source.close()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def measured_metrics(kind: str, has_user: bool) -> list[str]:
-    """All metrics of a kind of task that the data admits."""
-    return [
-        name
-        for name, metric in METRICS.items()
-        if metric.kind == kind and (has_user or metric.partition != "user")
-    ]
 
 
 def _local_bytes(value: Any) -> int:

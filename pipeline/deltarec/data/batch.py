@@ -60,6 +60,14 @@ class Batch(Pipelineable):
     lost: Counter[str] = field(default_factory=Counter)
     """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
 
+    def ids(self, feature: str) -> Tensor:
+        """The ids of a feature of one id a sample, int64 `[B]`; -1 for none."""
+        for features in (self.pooled, self.unpooled):
+            if features is not None and feature in features.keys():  # noqa: SIM118  # no mapping
+                padded = features[feature].to_padded_dense(1, -1)
+                return padded[:, 0].long()
+        raise KeyError(feature)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deltarec.distributed import all_sum, exchange, world_size
+from deltarec.distributed import all_sum, exchange, owners, world_size
 from deltarec.metrics import METRICS
 from deltarec.metrics.metric import Kind, Partition, Samples
 
@@ -231,9 +231,7 @@ def _by_score(samples: Samples) -> Samples:
 def _by_user(samples: Samples) -> Samples:
     """Send each user to the rank that a hash of it names."""
     assert samples.user is not None
-    # Fibonacci hashing: regular ids spread too. The shift leaves a number that is not negative.
-    hashed = (samples.user * -0x61C8864680B583EB >> 32) & 0xFFFFFFFF
-    return _move(samples, hashed % world_size())
+    return _move(samples, owners(samples.user))
 
 
 PARTITIONS: dict[Partition, Callable[[Samples], Samples]] = {

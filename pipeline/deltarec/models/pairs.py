@@ -94,12 +94,12 @@ class PairNetwork(nn.Module):
         tasks = [{id(p) for p in self.pair.reached(task)} for task in self.schema.tasks]
         return [p for p in self.pair.parameters() if sum(id(p) in task for task in tasks) < 2]
 
-    def queries(self, task: str, batch: Batch, outputs: list) -> Tensor:
+    def query(self, task: str, batch: Batch, outputs: list) -> Tensor:
         """The vectors of the batch's queries of a task, `[B, D]`."""
         fields = self._fields(batch, outputs)
         return self.pair.query(task, self._take(fields, self.schema.tasks[task].query))
 
-    def items(self, task: str, batch: Batch, outputs: list) -> Tensor:
+    def item(self, task: str, batch: Batch, outputs: list) -> Tensor:
         """The vectors of the batch's items of a task, `[B, D]`."""
         fields = self._fields(batch, outputs)
         return self.pair.item(task, self._take(fields, self.schema.tasks[task].item))

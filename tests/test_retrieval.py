@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks among all items or drawn ones, against a plain reference, on any number of ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from deltarec.metrics.evaluation import Values
+from deltarec.retrieval import Retrieval
+from deltarec.run_folder import RunFolder
+from deltarec.trainer import Trainer
+from tests.conftest import run_ranks
+from tests.embeddings.test_torchrec_traps import full_tables
+from tests.pair_job import ITEMS, pair_job, write_pair_data
+
+AT = [3, 10]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_data(folder)
+    return folder
+
+
+def job_of(data: Path, **ranking: Any) -> Any:
+    return pair_job(
+        data,
+        data__valid=["valid"],
+        data__test=["test"],
+        tasks__listen__ranking={"at": AT, **ranking},
+        train__eval_batch_size=37,
+    )
+
+
+def trainer_of(folder: Path, job: Any) -> Trainer:
+    return Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
+
+
+def evaluate(folder: Path, job: Any, scale: float = 1.0) -> Values:
+    """Of the initial weights times `scale`."""
+    trainer = trainer_of(folder, job)
+    for value in trainer.model.state_dict().values():
+        for shard in value.local_shards():
+            shard.tensor.mul_(scale)
+    result = trainer.evaluate("test")
+    assert result["social"]["all"] == {**dict.fromkeys(job.metrics("social")), "n": 0}
+    return result["listen"]["all"]
+
+
+def pairs_of(data: Path, split: str) -> list[tuple[int, int]]:
+    rows = pq.read_table(data / split).to_pylist()
+    return [(r["user"], r["item"]) for r in rows if None not in (r["user"], r["item"])]
+
+
+def scores_of(folder: Path, data: Path) -> torch.Tensor:
+    tables = full_tables(trainer_of(folder, job_of(data)).model)
+    return (tables["user"].double() @ tables["item"].double().T).float()
+
+
+def by_hand(folder: Path, data: Path, exclude: list[str]) -> dict[str, float]:
+    scores = scores_of(folder, data)
+    known = {pair for split in exclude for pair in pairs_of(data, split)}
+    held_out: dict[int, set[int]] = {}
+    for user, item in pairs_of(data, "test"):
+        held_out.setdefault(user, set()).add(item)
+    found: dict[str, list[float]] = {}
+    for user, items in held_out.items():
+        ranks = []
+        for item in items:
+            others = [j for j in range(ITEMS) if j != item and (user, j) not in known]
+            ranks.append(1 + int((scores[user, others] >= scores[user, item]).sum()))
+        for k in AT:
+            hits = [rank for rank in ranks if rank <= k]
+            best = sum(1 / np.log2(2 + i) for i in range(min(k, len(items))))
+            found.setdefault(f"recall@{k}", []).append(len(hits) / len(items))
+            found.setdefault(f"hr@{k}", []).append(float(bool(hits)))
+            gain = sum(1 / np.log2(1 + rank) for rank in hits)
+            found.setdefault(f"ndcg@{k}", []).append(gain / best)
+    return {name: float(np.mean(v)) for name, v in found.items()} | {"n": len(held_out)}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "chunk"), [(["train"], 8192), (["train", "valid"], 7), ([], 80)]
+)
+def test_against_all_items(
+    data: Path, tmp_path: Path, one_process: torch.device, exclude: list[str], chunk: int
+):
+    expected = by_hand(tmp_path, data, exclude)
+    assert evaluate(tmp_path, job_of(data, exclude=exclude, chunk=chunk)) == pytest.approx(expected)
+    assert expected["recall@10"]
+
+
+@pytest.mark.parametrize("against", [None, 30])
+def test_the_number_of_ranks_changes_nothing(data: Path, tmp_path: Path, against: int | None):
+    job = job_of(data, against=against, chunk=30)
+    [alone], ranks = [run_ranks(n, evaluate, tmp_path, job) for n in (1, 3)]
+    for found in ranks:
+        assert found == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize("against", [None, 30])
+def test_ties_count_against_the_model(
+    data: Path, tmp_path: Path, one_process: torch.device, against: int | None
+):
+    """All scores are 0."""
+    found = evaluate(tmp_path, job_of(data, against=against), scale=0.0)
+    assert {value for name, value in found.items() if name != "n"} == {0.0}
+
+
+def test_not_finite_scores_are_refused(data: Path, tmp_path: Path, one_process: torch.device):
+    with pytest.raises(ValueError, match=r"task 'listen': \d+ scores are NaN or infinite"):
+        evaluate(tmp_path, job_of(data), scale=float("nan"))
+
+
+def test_against_drawn_items(
+    data: Path, tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    """Each held-out pair is a case, and its candidates are none of the user's."""
+    seen: list[Any] = []
+    plain = Retrieval._drawn
+
+    def watched(self: Retrieval, number: int, num_items: int, held: Any, known: Any) -> Any:
+        seen.append((plain(self, number, num_items, held, known), held))
+        return seen[-1][0]
+
+    monkeypatch.setattr(Retrieval, "_drawn", watched)
+    found = evaluate(tmp_path, job_of(data, against=30, exclude=["train", "valid"], chunk=30))
+    [(drawn, held)] = seen
+    own: dict[int, set[int]] = {}
+    for split in ("train", "valid", "test"):
+        for user, item in pairs_of(data, split):
+            own.setdefault(user, set()).add(item)
+    users = held.ids[held.query]
+    assert drawn.shape == (len(set(pairs_of(data, "test"))), 30)
+    assert found["n"] == len(drawn)
+    for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
+        assert not own[user] & set(items)
+    assert len(set(drawn.flatten().tolist())) == ITEMS
+    scores = scores_of(tmp_path, data)
+    above = scores[users.unsqueeze(1), drawn] >= scores[users, held.item].unsqueeze(1)
+    for k in AT:
+        assert found[f"hr@{k}"] == pytest.approx((above.sum(1) < k).double().mean().item())
+        assert found[f"recall@{k}"] == found[f"hr@{k}"]
+
+
+def test_a_job_stops_early_by_a_ranking_and_has_learned(
+    data: Path, tmp_path: Path, one_process: torch.device
+):
+    """Users, items and friends are of one group out of four; by chance recall@20 is a quarter."""
+    job = pair_job(
+        data,
+        data__valid=["valid"],
+        data__test=["test"],
+        tasks__listen__ranking={"at": [20], "exclude": []},
+        embedding__optimizer__lr=0.1,
+        train__epochs=12,
+        train__early_stopping={"metric": "ndcg@20", "patience": 3},
+    )
+    trainer_of(tmp_path, job).fit()
+    test = json.loads((tmp_path / "run/result.json").read_text())["test"]
+    assert test["listen"]["all"]["recall@20"] > 0.6
+    assert test["along"]["all"]["n"] == 0
