@@ -55,6 +55,10 @@ CONFIG: dict[str, Any] = {
 SPLITS = {"train": 2000, "valid": 500}
 
 
+AROUND = {"kind": "sequence", "table": "item", "aligned_with": "history"}
+"""A feature for jobs that want one that is aligned."""
+
+
 def small_job(folder: Path, **overrides: Any) -> Job:
     """The job on data in `folder`; overrides are `path__to__key=value`."""
     tree = OmegaConf.create({**CONFIG, "data": {**CONFIG["data"], "source": str(folder)}})
@@ -89,6 +93,8 @@ def write_small_data(folder: Path) -> None:
                 "buy": (click & (random.random(rows) < 0.4)).astype(np.int8),
             }
         )
+        around = [[random.integers(0, 100, random.integers(0, 4)) for _ in h] for h in history]
+        table = table.append_column("around", pa.array(around, pa.list_(pa.list_(pa.int64()))))
         target = folder / split
         target.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, target / "0.parquet", row_group_size=100, write_page_checksum=True)

@@ -21,7 +21,7 @@ from deltarec.config import (
 )
 from deltarec.job import Job
 from tests.conftest import ROOT
-from tests.small_job import CONFIG, small_job
+from tests.small_job import AROUND, CONFIG, small_job
 
 
 class Circle(Config):
@@ -342,6 +342,23 @@ TABLE = {"rows": 10}
         (
             {"features__history__target": "user"},
             "features.history.target: 'user' must use the same table, 'item'",
+        ),
+        (
+            {"features__around": {**AROUND, "aligned_with": "tags"}},
+            "features.around.aligned_with: no sequence 'tags' to align with: expected history",
+        ),
+        (
+            {"features__around": {**AROUND, "aligned_with": "around"}},
+            "features.around.aligned_with: no sequence 'around' to align with: expected history",
+        ),
+        (
+            {"features__around": {**AROUND, "table": "user"}},
+            "features.around.aligned_with: 'history' must use the same table, 'user'; set "
+            "features.around.table",
+        ),
+        (
+            {"features__around": {**AROUND, "target": "item"}},
+            "features.around.target: leave it out, an aligned sequence has the target of 'history'",
         ),
         (
             {"tasks__click__given": "buy"},

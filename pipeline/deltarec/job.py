@@ -22,6 +22,7 @@ from deltarec.data.schema import (
     IdListFeature,
     Scenario,
     Schema,
+    SequenceFeature,
     Task,
     negative_features,
 )
@@ -244,6 +245,8 @@ class Job(Config):
 
     def _check_sequences(self, schema: Schema) -> None:
         for name, sequence in schema.sequences.items():
+            if sequence.aligned_with is not None:
+                self._check_aligned(schema, name, sequence, sequence.aligned_with)
             if sequence.target is None:
                 continue
             target = schema.sparse.get(sequence.target)
@@ -254,6 +257,24 @@ class Job(Config):
                     f"features.{name}.target: '{sequence.target}' must use the same table, "
                     f"'{schema.table(name)}'"
                 )
+
+    def _check_aligned(
+        self, schema: Schema, name: str, sequence: SequenceFeature, first: str
+    ) -> None:
+        key = f"features.{name}.aligned_with"
+        if first not in schema.sequence_groups:
+            known = ", ".join(schema.sequence_groups) or "(there is none)"
+            raise ValueError(f"{key}: no sequence '{first}' to align with: expected {known}")
+        if schema.table(first) != schema.table(name):
+            raise ValueError(
+                f"{key}: '{first}' must use the same table, '{schema.table(name)}'; "
+                f"set features.{name}.table"
+            )
+        if sequence.target is not None:
+            raise ValueError(
+                f"features.{name}.target: leave it out, an aligned sequence has the target of "
+                f"'{first}'"
+            )
 
     def _check_tasks(self) -> None:
         seen: dict[str, Task] = {}

@@ -468,3 +468,48 @@ def test_no_rows():
     block = decoded(columns, features, scenario=scenario(["a"]), user="u")
     assert block.num_rows == 0 and block.flat["dense"].shape == (0, 1)
     assert len(block.ragged["list"].lengths) == len(block.ragged["sequence"].values) == 0
+
+
+def nested(lists: list, ids: list, most: int = 50, each: int = 50) -> Block:
+    features = {
+        "ids": feature("sequence", table="x", max_length=most),
+        "x": feature("sequence", aligned_with="ids", max_length=each),
+    }
+    return decoded({"x": pa.array(lists, pa.list_(pa.list_(pa.int8()))), "ids": ids}, features)
+
+
+def test_lists_of_lists_go_with_the_ids_that_are_kept():
+    lists = [[[1, 2, 3], [], [4]], [], [None, [5, 6]], None]
+    block = nested(lists, [[7, 8, 9], [], [7, 7], []])
+    found = block.ragged["x"]
+    assert found.values.tolist() == [1, 2, 3, 4, 5, 6] and found.lengths.tolist() == [4, 0, 2, 0]
+    assert found.inner is not None
+    assert found.inner.values.tolist() == [3, 0, 1, 0, 2]
+    assert found.inner.lengths.tolist() == [3, 0, 2, 0]
+    for kept in (block.take(np.array([2, 0])), Block.concat([block.slice(2, 3), block.slice(0, 1)])):
+        assert kept.ragged["x"].values.tolist() == [5, 6, 1, 2, 3, 4]
+        assert kept.ragged["x"].inner is not None
+        assert kept.ragged["x"].inner.values.tolist() == [0, 2, 3, 0, 1]
+    cut = nested(lists, [[7, 8, 9], [], [7, 7], []], most=2, each=1)
+    assert cut.ragged["ids"].values.tolist() == [8, 9, 7, 7]
+    assert cut.ragged["x"].values.tolist() == [4, 6] and cut.ragged["x"].inner is not None
+    assert cut.ragged["x"].inner.values.tolist() == [0, 1, 0, 1]
+    assert cut.ragged["x"].lengths.tolist() == [1, 0, 1, 0]
+    blank = cut.blank(np.arange(2)).ragged["x"]
+    assert blank.inner is not None and blank.inner.lengths.tolist() == [0, 0]
+
+
+def test_messages_for_lists_of_lists():
+    with pytest.raises(ValueError) as caught:
+        nested([[[1]], [[2]]], [[3], [4, 5]])
+    assert str(caught.value) == (
+        "part.parquet: row 8: 'x' has 1 lists for the 2 ids of 'ids'; aligned_with needs one for "
+        "each"
+    )
+    with pytest.raises(ValueError, match=r"id 11, outside the 10 rows of its table, at row 8"):
+        nested([[[1]], [[2], [3, 11]]], [[3], [4, 5]])
+    features = {"i": feature("sequence"), "x": feature("sequence", aligned_with="i")}
+    assert message({"x": [[1]], "i": [[1]]}, features) == (
+        "part.parquet: column 'x' is list<item: int64>; features.x.aligned_with needs a list of "
+        "lists"
+    )

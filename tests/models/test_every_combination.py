@@ -31,7 +31,7 @@ from tests.small_job import small_job, write_small_data
 
 LAYERS = {"hidden": [8], "dropout": 0.2}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "sequence": {"mean": {}, "din": {**LAYERS, "norm": "batch"}},
+    "sequence": {"mean": {}, "din": {**LAYERS, "norm": "batch"}, "tem4ctr": LAYERS},
     "trunk": {
         "mlp": {**LAYERS, "norm": "batch"},
         "wide_deep": LAYERS,

@@ -71,6 +71,7 @@ def batch_of(labels: Tensor, mask: Tensor, weight: Tensor, num_samples: int, pad
         pooled=None,
         weighted=None,
         unpooled=None,
+        inner=None,
         dense=torch.zeros(size, 0),
         labels=torch.cat([labels, torch.ones(padding, labels.shape[1])]),
         mask=torch.cat([mask, torch.zeros(padding, mask.shape[1], dtype=torch.bool)]),

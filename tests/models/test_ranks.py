@@ -6,28 +6,30 @@ import pytest
 
 from tests.conftest import run_ranks
 from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
-from tests.small_job import small_job, write_small_data
+from tests.small_job import AROUND, small_job, write_small_data
 
 
 @pytest.mark.parametrize(
-    "scenario",
+    ("encoder", "scenario"),
     [
-        {"name": "towers", "hidden": [8], "norm": "layer", "dropout": 0.2},
-        {"name": "hamur", "rank": 4, "bottleneck": 8, "hyper": [8]},
+        ("din", {"name": "towers", "hidden": [8], "norm": "layer", "dropout": 0.2}),
+        ("tem4ctr", {"name": "hamur", "rank": 4, "bottleneck": 8, "hyper": [8]}),
     ],
-    ids=lambda options: options["name"],
 )
 def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(
-    tmp_path: Path, scenario: dict[str, Any]
+    tmp_path: Path, encoder: str, scenario: dict[str, Any]
 ):
-    """Dropout and norms by scenario; both over a sequence's items; ranks with unequal shares.
+    """Dropout and norms by scenario; both over a sequence's items, and what is aligned with them.
+
+    Ranks have unequal shares.
 
     With clipping and accumulation, which act on gradients that ranks have reduced.
     """
     write_small_data(tmp_path)
     job = small_job(
         tmp_path,
-        model__sequence={"name": "din", "hidden": [8], "norm": "batch", "dropout": 0.2},
+        features__around=AROUND,
+        model__sequence={"name": encoder, "hidden": [8], "norm": "batch", "dropout": 0.2},
         model__scenario=scenario,
         train__batch_size=37,
         train__max_steps=11,

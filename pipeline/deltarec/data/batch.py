@@ -38,6 +38,8 @@ class Batch(Pipelineable):
     """Features that TorchRec pools with weights."""
     unpooled: KeyedJaggedTensor | None
     """Features of the tables that sequences use."""
+    inner: KeyedJaggedTensor | None
+    """Of each aligned sequence, the lengths of its lists: as many as the other sequence has ids."""
     dense: Tensor
     """Float32 `[B, N]`."""
     labels: Tensor
@@ -103,6 +105,7 @@ def make_batch(
         pooled=_jagged(block, schema.pooled, padding),
         weighted=_jagged(block, schema.weighted, padding),
         unpooled=_jagged(block, schema.unpooled, padding),
+        inner=_inner(block, list(schema.aligned), padding),
         dense=padded("dense"),
         labels=padded("labels"),
         mask=padded("mask"),
@@ -141,3 +144,8 @@ def _jagged(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTenso
         lengths=torch.from_numpy(lengths.reshape(-1)),
         weights=torch.from_numpy(np.concatenate(weights)) if weights else None,
     )
+
+
+def _inner(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTensor | None:
+    lists = {key: inner for key in keys if (inner := block.ragged[key].inner) is not None}
+    return _jagged(Block(block.flat, {}, lists), keys, padding)

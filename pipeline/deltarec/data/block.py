@@ -10,11 +10,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """A column of lists: `values [sum of lengths]`, `lengths [rows]`, weights like the values."""
+    """A column of lists: `values [sum of lengths]`, `lengths [rows]`, weights like the values.
+
+    Of lists of lists, they are those of all values of a row, and `inner` has the list of the inner
+    lists' lengths for each row.
+    """
 
     values: np.ndarray
     lengths: np.ndarray
     weights: np.ndarray | None = None
+    inner: "Ragged | None" = None
 
     def take(self, rows: np.ndarray) -> "Ragged":
         ends = np.cumsum(self.lengths)
@@ -23,26 +28,31 @@ class Ragged:
         target_starts = np.cumsum(lengths) - lengths
         index = np.arange(lengths.sum()) + np.repeat(source_starts - target_starts, lengths)
         weights = None if self.weights is None else self.weights[index]
-        return Ragged(self.values[index], lengths, weights)
+        inner = None if self.inner is None else self.inner.take(rows)
+        return Ragged(self.values[index], lengths, weights, inner)
 
     def slice(self, start: int, stop: int) -> "Ragged":
         first = int(self.lengths[:start].sum())
         last = first + int(self.lengths[start:stop].sum())
         weights = None if self.weights is None else self.weights[first:last]
-        return Ragged(self.values[first:last], self.lengths[start:stop], weights)
+        inner = None if self.inner is None else self.inner.slice(start, stop)
+        return Ragged(self.values[first:last], self.lengths[start:stop], weights, inner)
 
     def blank(self, rows: int) -> "Ragged":
         """So many empty lists of the same types."""
         weights = None if self.weights is None else self.weights[:0]
-        return Ragged(self.values[:0], np.zeros(rows, self.lengths.dtype), weights)
+        inner = None if self.inner is None else self.inner.blank(rows)
+        return Ragged(self.values[:0], np.zeros(rows, self.lengths.dtype), weights, inner)
 
     @staticmethod
     def concat(parts: Sequence["Ragged"]) -> "Ragged":
         weights = [part.weights for part in parts if part.weights is not None]
+        inner = [part.inner for part in parts if part.inner is not None]
         return Ragged(
             np.concatenate([part.values for part in parts]),
             np.concatenate([part.lengths for part in parts]),
             np.concatenate(weights) if weights else None,
+            Ragged.concat(inner) if inner else None,
         )
 
 

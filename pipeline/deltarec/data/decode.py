@@ -54,7 +54,9 @@ class _Decoder:
         for name, feature in schema.sparse.items():
             if name in schema.drawn:
                 continue
-            if isinstance(feature, (IdListFeature, SequenceFeature)):
+            if name in schema.aligned:
+                ragged[name] = self._lists(name, schema.sequences[name])
+            elif isinstance(feature, (IdListFeature, SequenceFeature)):
                 ragged[name] = self._list(name, feature)
             elif name in schema.optional:
                 ragged[name] = self._optional(name, feature)
@@ -124,6 +126,29 @@ class _Decoder:
         rows = np.repeat(self.index, lengths)
         key = f"features.{name}.weights"
         return Ragged(ids, lengths, self._finite(weights, rows, feature.weights, key))
+
+    def _lists(self, name: str, feature: SequenceFeature) -> Ragged:
+        """A list of lists for each row, one for each id that is kept of another sequence."""
+        first = self.schema.aligned[name]
+        lists, num_lists = _flatten(self._array(name))
+        values, lengths = _flatten(lists)
+        _, wanted = _flatten(self._array(first))
+        if not np.array_equal(num_lists, wanted):
+            bad = int((num_lists != wanted).argmax())
+            path, row = self.place(int(self.index[bad]))
+            raise ValueError(
+                f"{path}: row {row}: '{self.schema.column(name)}' has {num_lists[bad]} lists for "
+                f"the {wanted[bad]} ids of '{self.schema.column(first)}'; aligned_with needs one "
+                "for each"
+            )
+        ids = self._ids(name, feature, values, np.repeat(np.repeat(self.index, num_lists), lengths))
+        kept = _keep_last(
+            Ragged(np.arange(len(lengths)), num_lists), self.schema.sequences[first].max_length
+        )
+        by_list = _keep_last(Ragged(ids, lengths).take(kept.values), feature.max_length)
+        ends = np.append(0, np.cumsum(by_list.lengths))[np.append(0, np.cumsum(kept.lengths))]
+        inner = Ragged(by_list.lengths, kept.lengths)
+        return Ragged(by_list.values, np.diff(ends), inner=inner)
 
     def _optional(self, name: str, feature: SparseFeature) -> Ragged:
         """Lists of one id, or of none for a null."""

@@ -57,9 +57,13 @@ class SequenceFeature(SparseFeature):
 
     kind: Literal["sequence"]
     max_length: int = Field(default=50, gt=0)
-    """Only the last so many ids are kept."""
+    """Only the last so many ids are kept; of an aligned sequence, of each of its lists."""
     target: str | None = None
     """The id feature of the same table that the encoder compares the sequence with."""
+    aligned_with: str | None = None
+    """Another sequence of the same table. The column then has a list of lists: for each id of that
+    sequence what belongs to it, such as what was shown around a click. The two share an encoder and
+    its target."""
 
 
 class NegativeFeature(SparseFeature):
@@ -216,6 +220,20 @@ class Schema:
         return {n: f for n, f in self.features.items() if isinstance(f, SequenceFeature)}
 
     @cached_property
+    def aligned(self) -> dict[str, str]:
+        """Sequences of lists, and the sequence that each is aligned with."""
+        return {n: f.aligned_with for n, f in self.sequences.items() if f.aligned_with}
+
+    @cached_property
+    def sequence_groups(self) -> dict[str, list[str]]:
+        """Sequences that share an encoder, by the first: it, and those aligned with it."""
+        return {
+            name: [name, *(other for other, first in self.aligned.items() if first == name)]
+            for name in self.sequences
+            if name not in self.aligned
+        }
+
+    @cached_property
     def unpooled_tables(self) -> set[str]:
         """Tables that a sequence uses, and `row_tables`.
 
@@ -275,6 +293,12 @@ class Schema:
             if isinstance(feature, (IdListFeature, SequenceFeature)):
                 if not _is_list(arrow_type):
                     raise _wrong_type(path, column, arrow_type, f"features.{name}", "a list")
+                arrow_type = arrow_type.value_type
+            if name in self.aligned:
+                if not _is_list(arrow_type):
+                    key = f"features.{name}.aligned_with"
+                    found = files_schema.field(column).type
+                    raise _wrong_type(path, column, found, key, "a list of lists")
                 arrow_type = arrow_type.value_type
             _check_chain(path, column, arrow_type, name, feature)
         for column, key, kinds in self._plain_columns():

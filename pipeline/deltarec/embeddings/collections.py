@@ -23,6 +23,7 @@ from torchrec import (
 from deltarec.data.batch import Batch
 from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
 from deltarec.embeddings.tables import TableSpec
+from deltarec.layers.jagged import jagged_sum
 from deltarec.layers.lsq import LSQ
 
 
@@ -34,6 +35,9 @@ class JaggedSequence:
     """`[sum of lengths, D]`"""
     lengths: Tensor
     """Int64 `[B]`"""
+    inner: Tensor | None = None
+    """Of a sequence aligned with another, how many of the values belong to each of its vectors:
+    int64 `[sum of the other's lengths]`"""
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,16 @@ class EmbeddingTables(nn.Module):
 
 
 def embedded(
-    schema: Schema, outputs: list, batch_size: int, seen: nn.ModuleDict | None = None
+    schema: Schema, outputs: list, batch: Batch, seen: nn.ModuleDict | None = None
 ) -> Embedded:
-    """Collection outputs by feature name.
+    """Collection outputs of a batch by feature name.
 
     `seen` has a module for each of `schema.row_tables`, which makes of its rows what is seen.
     By name always: the order of a sharded collection's output depends on the sharding plan.
     """
     vectors: dict[str, Tensor] = {}
     sequences: dict[str, JaggedSequence] = {}
+    inner = batch.inner.to_dict() if batch.inner is not None else {}
     outputs = list(outputs)
     for names in (schema.pooled, schema.weighted):
         if names:
@@ -103,13 +108,14 @@ def embedded(
                 assert seen is not None
                 rows = seen[table](rows)
             if isinstance(feature, SequenceFeature):
-                sequences[name] = JaggedSequence(rows, jagged.lengths().long())
+                lists = inner[name].values() if name in inner else None
+                sequences[name] = JaggedSequence(rows, jagged.lengths().long(), lists)
             elif isinstance(feature, IdListFeature):
                 vectors[name] = pool(rows, jagged.lengths().long(), feature.pooling)
             elif name in schema.optional:
                 vectors[name] = pool(rows, jagged.lengths().long(), "sum")
             else:  # one id a sample, but none for padding, which stands at the end
-                vectors[name] = F.pad(rows, (0, 0, 0, batch_size - rows.shape[0]))
+                vectors[name] = F.pad(rows, (0, 0, 0, len(batch.index) - rows.shape[0]))
     pooled = {n: vectors[n] for n, f in schema.sparse.items() if not isinstance(f, SequenceFeature)}
     return Embedded(pooled, {name: sequences[name] for name in schema.sequences})
 
@@ -127,7 +133,7 @@ def fake_quantisers(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
 
 def pool(values: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     """Sum or mean over each list: `[sum of lengths, D]` to `[B, D]`; an empty list gives zeros."""
-    sums = torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0)
+    sums = jagged_sum(values, lengths)
     return sums if pooling == "sum" else sums / lengths.clamp(min=1).unsqueeze(1)
 
 

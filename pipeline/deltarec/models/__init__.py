@@ -27,6 +27,7 @@ from deltarec.models.sar_net import SARNet
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
 from deltarec.models.star import STAR
+from deltarec.models.tem4ctr import TEM4CTREncoder
 from deltarec.models.towers import ScenarioTowers
 from deltarec.models.two_tower import TwoTower
 from deltarec.models.wide_deep import WideDeepTrunk
@@ -34,6 +35,7 @@ from deltarec.models.wide_deep import WideDeepTrunk
 SEQUENCE_ENCODERS: dict[str, type[SequenceEncoder]] = {
     "mean": MeanEncoder,
     "din": DINEncoder,
+    "tem4ctr": TEM4CTREncoder,
 }
 TRUNKS: dict[str, type[Trunk]] = {
     "mlp": MLPTrunk,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain sequence encoder: the mean of the sequence's vectors."""
+"""The plain sequence encoder: the mean of a sequence's vectors."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,15 +12,12 @@ from deltarec.models.roles import SequenceEncoder
 
 
 class MeanEncoder(SequenceEncoder):
-    """Looks at nothing but the sequence; the target is not needed."""
+    """Looks at nothing but each sequence alone; the target is not needed."""
 
     class Config(BaseConfig):
         """Options of the mean encoder."""
 
         name: Literal["mean"]
 
-    def __init__(self, config: Any, dim: int, has_target: bool) -> None:
-        super().__init__(config, dim, has_target)
-
-    def forward(self, target: Tensor | None, sequence: JaggedSequence) -> Tensor:
-        return pool(sequence.values, sequence.lengths, "mean")
+    def forward(self, target: Tensor | None, sequences: Sequence[JaggedSequence]) -> list[Tensor]:
+        return [pool(sequence.values, sequence.lengths, "mean") for sequence in sequences]

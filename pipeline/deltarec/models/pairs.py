@@ -107,7 +107,7 @@ class PairNetwork(nn.Module):
     def _fields(self, batch: Batch, outputs: list) -> dict[str, Tensor]:
         """The vectors of all features `[B, D]`, dense ones too `[B, 1]`."""
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
-        found = embedded(self.schema, outputs, len(batch.index), self.fake_quantisers).pooled
+        found = embedded(self.schema, outputs, batch, self.fake_quantisers).pooled
         dense = zip(self.schema.dense, batch.dense.unsqueeze(2).unbind(1), strict=True)
         return found | dict(dense)
 

@@ -34,7 +34,8 @@ class ModelConfig(Config):
     """Scores the query and the item of pairwise tasks."""
 
     sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
-    """Encodes each sequence feature; with several, each has an encoder of its own."""
+    """Encodes each sequence feature, with those aligned with it; with several, each has an encoder
+    of its own."""
     trunk: Annotated[Config, OneOf(TRUNKS)] | None = None
     """Makes one representation of all fields and dense inputs."""
     scenario: Annotated[Config, OneOf(SCENARIO_MODULES)] = NoScenario.Config(name="none")
@@ -81,15 +82,19 @@ class Network(nn.Module):
         self.encoders = nn.ModuleDict(
             {
                 name: encoder(
-                    config.sequence, tables[schema.table(name)].dim, feature.target is not None
+                    config.sequence,
+                    tables[schema.table(name)].dim,
+                    names,
+                    schema.sequences[name].target is not None,
                 )
-                for name, feature in schema.sequences.items()
+                for name, names in schema.sequence_groups.items()
             }
         )
         names = [name for name in schema.sparse if name not in schema.sequences]
         dims = [tables[schema.table(name)].dim for name in names]
-        dims += [int(encoder.output_dim) for encoder in self.encoders.values()]  # pyright: ignore
-        names += self.encoders
+        for group in schema.sequence_groups.values():
+            dims += [tables[schema.table(group[0])].dim] * len(group)
+            names += group
         shapes = FieldShapes(tuple(dims), len(schema.dense), tuple(names))
         self.scenario = SCENARIO_MODULES[_name(config.scenario)](
             config.scenario,
@@ -105,13 +110,13 @@ class Network(nn.Module):
         """What the heads give, `[B, C]`, from a batch and the outputs of its tables."""
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
-        found = embedded(self.schema, outputs, len(batch.index), self.fake_quantisers)
+        found = embedded(self.schema, outputs, batch, self.fake_quantisers)
         vectors = list(found.pooled.values())
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
-            for name, sequence in found.sequences.items():
+            for name, encoder in self.encoders.items():
                 target = self.schema.sequences[name].target
-                encoder = self.encoders[name]
-                vectors.append(encoder(found.pooled[target] if target else None, sequence))
+                group = [found.sequences[other] for other in self.schema.sequence_groups[name]]
+                vectors += encoder(found.pooled[target] if target else None, group)
             representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
             return self.heads(representation)
 

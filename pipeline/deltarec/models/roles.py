@@ -85,15 +85,21 @@ class Member(nn.Module, ABC):
 
 
 class SequenceEncoder(Member):
-    """A sequence of vectors to one vector, seen from the target's."""
+    """A sequence of vectors, and those aligned with it, to one vector each, seen by the target.
 
-    def __init__(self, config: Any, dim: int, has_target: bool) -> None:
+    Args:
+        config: the member's options.
+        dim: D, of all vectors.
+        names: of the features, the one that the others are aligned with first.
+        has_target: whether they have a target.
+    """
+
+    def __init__(self, config: Any, dim: int, names: Sequence[str], has_target: bool) -> None:
         super().__init__()
-        self.output_dim = dim
 
     @abstractmethod
-    def forward(self, target: Tensor | None, sequence: JaggedSequence) -> Tensor:
-        """Target `[B, D]` and jagged sequence to `[B, output_dim]`; an empty one gives zeros."""
+    def forward(self, target: Tensor | None, sequences: Sequence[JaggedSequence]) -> list[Tensor]:
+        """Target `[B, D]` and sequences to a vector `[B, D]` each; empty ones give zeros."""
 
 
 class Trunk(Member):
