@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from deltarec.data.prepare.adult import Adult
+from deltarec.data.prepare.census_income import CensusIncome
 from deltarec.data.prepare.dataset import Dataset
 from deltarec.data.prepare.kuairand_explicit import KuaiRandExplicit
 from deltarec.data.prepare.movielens1m import MovieLens1M
@@ -7,6 +8,7 @@ from deltarec.data.prepare.synth import Synth
 
 DATASETS: dict[str, type[Dataset]] = {
     "adult": Adult,
+    "census-income": CensusIncome,
     "kuairand-explicit": KuaiRandExplicit,
     "movielens-1m": MovieLens1M,
     "synth": Synth,
