@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from deltarec.data.prepare.adult import Adult
 from deltarec.data.prepare.census_income import CensusIncome
+from deltarec.data.prepare.ciao import Ciao
 from deltarec.data.prepare.dataset import Dataset
 from deltarec.data.prepare.kuairand_explicit import KuaiRandExplicit
+from deltarec.data.prepare.lastfm import LastFM
 from deltarec.data.prepare.movielens1m import MovieLens1M
 from deltarec.data.prepare.synth import Synth
 
@@ -11,5 +13,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "census-income": CensusIncome,
     "kuairand-explicit": KuaiRandExplicit,
     "movielens-1m": MovieLens1M,
+    "lastfm-hetrec": LastFM,
+    "social-ciao": Ciao,
     "synth": Synth,
 }
