@@ -10,6 +10,7 @@ from torch import nn
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.equal import Equal
+from deltarec.balancing.pmtrec import PMTRec
 from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
 from deltarec.data.files import Damage, ParquetFile, find
@@ -157,8 +158,16 @@ class Job(Config):
             user=self.data.user,
             weight=self.data.weight,
             on_bad_file=self.data.on_bad_file,
-            row_tables={n for n, t in self.embedding.resolved().items() if t.fake_quantised},
+            row_tables=self._row_tables(),
         )
+
+    def _row_tables(self) -> set[str]:
+        """Of those that LSQ quantises, and of lists whose rows pmtrec weighs one by one."""
+        found = {n for n, t in self.embedding.resolved().items() if t.fake_quantised}
+        if isinstance(self.balance, PMTRec.Config) and len(self.tasks) > 1:
+            lists = {n: f for n, f in self.features.items() if isinstance(f, IdListFeature)}
+            found |= {feature.table or name for name, feature in lists.items()}
+        return found
 
     @property
     def measured(self) -> dict[str, Kind]:
@@ -226,7 +235,10 @@ class Job(Config):
             if feature.weights and feature.pooling != "sum":
                 raise ValueError(f"features.{name}.pooling: with weights, only sum is possible")
             if feature.weights and table in schema.unpooled_tables:
-                user = "quantisation_aware training" if table in schema.row_tables else "a sequence"
+                sequences = {schema.table(sequence) for sequence in schema.sequences}
+                user = "a sequence" if table in sequences else "quantisation_aware training"
+                if isinstance(self.balance, PMTRec.Config):
+                    user = "balance pmtrec"
                 raise ValueError(
                     f"features.{name}.weights: {user} uses the single rows of table '{table}', and "
                     "such tables are not pooled with weights; give the feature a table of its own"

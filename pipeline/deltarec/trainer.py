@@ -72,6 +72,7 @@ class Trainer:
         self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
         self.model, self.plan = build_model(job, device)
         self.balancer: Balancer = self.model.module.balancer  # pyright: ignore
+        self.balancer.begin(self.num_steps)
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
         self.watchdog = Watchdog(job.train.hang_seconds)
         self.checkpoints = Checkpoints(

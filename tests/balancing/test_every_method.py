@@ -35,17 +35,18 @@ class Problem:
 
     def __init__(self, name: str, tasks: str) -> None:
         self.method = balancer(name, tasks)
+        self.method.begin(100)
         self.vectors = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
         self.parameter = torch.zeros(4, dtype=torch.float64, requires_grad=True)
         if isinstance(self.method, GradientBalancer):
-            self.method.prepare(["x"], [self.parameter], [])
+            self.method.prepare({"x": "table"}, [self.parameter], [])
 
     def step(self, matrix: Tensor, losses: Tensor) -> Tensor:
         """The combined gradient `[10]`, of such losses `[T]` with such gradients `[T, 10]`."""
         inputs = torch.cat([self.vectors.flatten(), self.parameter])
         shares = losses + matrix @ inputs
         if isinstance(self.method, GradientBalancer):
-            place = Place({"x": 3}, torch.arange(2))
+            place = Place({"x": 3}, torch.arange(2), ids=lambda _: torch.arange(2))
             gradients = TaskGradients(shares, [self.vectors], [self.parameter], (), [place])
             with torch.no_grad():
                 self.method.combine(gradients)
@@ -127,6 +128,9 @@ def train(folder: Path, name: str) -> tuple[Tensor, dict[str, float]]:
         "embedding__tables__country__sharding": "table_wise",
         "model__heads": {"name": "shared_bottom", "hidden": [8]},
     }
+    if name == "pmtrec":  # which has no weighted lists
+        scores = {"kind": "ids", "column": "tags", "table": "scores"}
+        overrides["features__scores"] = scores
     job = small_job(folder, **overrides)
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     trainer.model.train()

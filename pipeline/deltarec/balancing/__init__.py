@@ -20,6 +20,7 @@ from deltarec.balancing.mgda import MGDA
 from deltarec.balancing.nash_mtl import NashMTL
 from deltarec.balancing.pcgrad import PCGrad
 from deltarec.balancing.pe_ltr import PELTR
+from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rlw import RLW
 from deltarec.balancing.static import Static
 from deltarec.balancing.stch import STCH
@@ -49,6 +50,7 @@ BALANCERS: dict[str, type[Balancer]] = {
     "db_mtl": DBMTL,
     "metabalance": MetaBalance,
     "adatask": AdaTask,
+    "pmtrec": PMTRec,
 }
 
 

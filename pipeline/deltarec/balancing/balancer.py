@@ -6,7 +6,7 @@ it solves or draws comes from global quantities, in float64, so that all ranks f
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Balancer(nn.Module, ABC):
     def __init__(self, config: Any, tasks: list[str], seed: int = 0) -> None:
         super().__init__()
         self.tasks = tasks
+        self.num_steps = 0
+        """Batches of the whole job."""
         self._last_weights: Tensor | None = None
         self._last_gram: Tensor | None = None
 
@@ -43,6 +45,10 @@ class Balancer(nn.Module, ABC):
         """The losses of a step's second pass, by the step's weights; nothing is learned of them."""
         weights = self._last_weights
         return losses if weights is None else losses * weights.to(losses)
+
+    def begin(self, num_steps: int) -> None:
+        """Told by the trainer, before the first step, how many batches the whole job has."""
+        self.num_steps = num_steps
 
     def after_epoch(self) -> None:
         """Told by the trainer after an epoch's last step."""
@@ -102,12 +108,12 @@ class GradientBalancer(Balancer):
     """Makes one gradient of the tasks' gradients; `gradients.py` says where they are taken."""
 
     def prepare(
-        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self, tables: Mapping[str, str], shared: Sequence[Tensor], own: Sequence[Tensor]
     ) -> None:
         """Told once, before training, of all that has gradients.
 
         Args:
-            features: names of the features at the boundary.
+            tables: of the features at the boundary, by the features' names.
             shared: dense parameters that several tasks reach, in the order of the gradients.
             own: likewise those that one task reaches.
         """

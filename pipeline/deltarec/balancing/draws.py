@@ -7,6 +7,7 @@ list, feature, column), so it is the same on whichever rank the sample lies.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,9 @@ class Place:
     """The samples' rows in the dataset, int64 `[B]`."""
     lengths: Tensor | None = None
     """How many rows each sample has, `[B]`; one if not given."""
+    ids: Callable[[str], Tensor] | None = None
+    """A feature's id for each of the rows, int64 `[rows]`, -1 for none. Vectors that are pooled of
+    several have none."""
 
     def uniform(self, key: int) -> Tensor:
         """A number in [0, 1) for each element, float64 `[rows, columns]`."""

@@ -160,7 +160,7 @@ class GradientBoundary(nn.Module):
         are the combined ones.
         """
         network, losses, combine = self._parts
-        cut, pairs, places = _cut(outputs, batch.index)
+        cut, pairs, places = _cut(outputs, batch)
         columns = network(batch, cut)
         by_task = losses(columns, batch)
         leaves = [leaf for _, leaf in pairs]
@@ -205,7 +205,7 @@ def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn
 
 
 def _cut(
-    outputs: Sequence[Any], index: Tensor
+    outputs: Sequence[Any], batch: Batch
 ) -> tuple[list[Any], list[tuple[Tensor, Tensor]], list[Place]]:
     """The tables' outputs with leaves for their values; all values with leaves; their places."""
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -213,7 +213,8 @@ def _cut(
 
     def leaf(values: Tensor, features: dict[str, int], lengths: Tensor | None = None) -> Tensor:
         pairs.append((values, values.detach().requires_grad_()))
-        places.append(Place(features, index, lengths))
+        ids = batch.ids if lengths is None else batch.rows
+        places.append(Place(features, batch.index, lengths, ids))
         return pairs[-1][1]
 
     cut: list[Any] = []

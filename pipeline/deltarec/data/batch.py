@@ -62,6 +62,11 @@ class Batch(Pipelineable):
     lost: Counter[str] = field(default_factory=Counter)
     """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
 
+    def rows(self, feature: str) -> Tensor:
+        """The ids of a feature whose rows are looked up one by one, int64 `[sum of lengths]`."""
+        assert self.unpooled is not None
+        return self.unpooled[feature].values()
+
     def ids(self, feature: str) -> Tensor:
         """The ids of a feature of one id a sample, int64 `[B]`; -1 for none."""
         for features in (self.pooled, self.unpooled):

@@ -90,7 +90,7 @@ def embedded(
 ) -> Embedded:
     """Collection outputs of a batch by feature name.
 
-    `seen` has a module for each of `schema.row_tables`, which makes of its rows what is seen.
+    `seen` has a module for some of `schema.row_tables`, which makes of their rows what is seen.
     By name always: the order of a sharded collection's output depends on the sharding plan.
     """
     vectors: dict[str, Tensor] = {}
@@ -104,8 +104,7 @@ def embedded(
         for name, jagged in collection.items():
             feature, table = schema.sparse[name], schema.table(name)
             rows = jagged.values()
-            if table in schema.row_tables:
-                assert seen is not None
+            if seen is not None and table in seen:
                 rows = seen[table](rows)
             if isinstance(feature, SequenceFeature):
                 lists = inner[name].values() if name in inner else None

@@ -165,7 +165,8 @@ class RankingModel(nn.Module):
         if isinstance(balancer, GradientBalancer):
             own = network.own_parameters()
             self.boundary = GradientBoundary(network, own, self.losses, balancer.combine)
-            balancer.prepare(list(schema.sparse), self.boundary.shared, own)
+            tables_of = {name: schema.table(name) for name in schema.sparse}
+            balancer.prepare(tables_of, self.boundary.shared, own)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PMTRec (Yang et al., 2024, arXiv 2407.21364): weights of the tasks for each row of each table.
+
+The paper's text was not to be had; what follows is our reconstruction from its abstract and from
+summaries of it. For row v (a user, an item) and task t, g_v^t is the gradient of the task's loss
+over the global batch, n_v^t its norm, T(v) the tasks with n_v^t > 0.
+
+    magnitude balancing   a_v^t = softmax over T(v) of (n_v^t / m^t) / τ
+    task focusing         w_v^0 = a_v^0 + β (1 - a_v^0),   w_v^t = (1 - β) a_v^t for other tasks
+    update of the row     Σ_t w_v^t g_v^t
+
+m^t is the running mean of n_v^t over rows and steps (1 with `form: plain`); β rises from 0 to
+`focus` over training. The main task 0 is the first one of the configuration. The weights of a row
+sum to 1 where the main task touches it, and to 1 - β where it does not.
+
+How it works on sharded tables: a look-up is linear, and the weights of a row are the same wherever
+it occurs. So each occurrence's gradients are weighed at the boundary, and the fused optimisers add
+them up to the row's. What needs other ranks is the norm alone, since a row's occurrences lie on
+several of them: with `norms: global` the ranks' sums for each row meet on one rank, chosen by a
+hash, which sends the norms back. That moves T gradients a distinct row of the batch, one exchange
+for all tables together. With `norms: local` each rank takes the norms of its own samples, nothing
+is moved, and a row's weights differ from rank to rank.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from deltarec.balancing.balancer import GradientBalancer
+from deltarec.balancing.gradients import TaskGradients
+from deltarec.config import Config as BaseConfig
+from deltarec.distributed import all_sum, exchange, owners, rank
+
+_TABLE = 1 << 40
+"""Keys of rows: the number of the table times this, plus the row."""
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """All looked-up vectors of this rank, n of them."""
+
+    keys: Tensor
+    """int64 `[n]`, of their rows; -1 where a sample has none."""
+    gradients: Tensor
+    """`[T, n, D]`, of the global losses; D is the widest table's."""
+    slices: list[tuple[int, slice, slice]]
+    """For each feature the tensor of the boundary, its columns, and its part of the n."""
+
+
+class PMTRec(GradientBalancer):
+    """One weight for each task and row.
+
+    Dense parameters that several tasks reach have no rows: there a_t is 1 / T, and the tasks are
+    focused alike.
+    """
+
+    class Config(BaseConfig):
+        """Options of pmtrec."""
+
+        name: Literal["pmtrec"]
+        norms: Literal["global", "local"] = "global"
+        """Whether a row's norms are those of the global batch, which takes an exchange, or of each
+        process's own samples, which makes results depend on the number of processes."""
+        temperature: float = Field(default=1.0, gt=0)
+        """τ: the larger, the more equal the tasks."""
+        form: Literal["scaled", "plain"] = "scaled"
+        """Whether norms are divided by their task's running mean before the softmax."""
+        decay: float = Field(default=0.9, ge=0, lt=1)
+        """Of the running means."""
+        focus: float = Field(default=1.0, ge=0, le=1)
+        """β at the end of training; with 1 the last steps train the first task alone."""
+        schedule: Literal["linear", "sigmoid"] = "linear"
+        """How β rises."""
+        personal_weights: bool = True
+        """Off: each task's mean norm over rows stands for the norm of each row."""
+        magnitude_balancing: bool = True
+        """Off: weights are in proportion to the norms, in the place of the softmax."""
+        task_focusing: bool = True
+        """Off: β = 0."""
+
+    means: Tensor
+    steps: Tensor
+
+    def __init__(self, config: Any, tasks: list[str], seed: int = 0) -> None:
+        super().__init__(config, tasks, seed)
+        self.config: PMTRec.Config = config
+        self.register_buffer("means", torch.zeros(len(tasks), dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._tables: dict[str, int] = {}
+
+    def prepare(
+        self, tables: Mapping[str, str], shared: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> None:
+        numbers = {table: number for number, table in enumerate(sorted(set(tables.values())))}
+        self._tables = {feature: numbers[table] for feature, table in tables.items()}
+
+    @property
+    def beta(self) -> float:
+        """β at this step: 0 at the first, `focus` at the last."""
+        if not self.config.task_focusing:
+            return 0.0
+        progress = min(1.0, int(self.steps) / max(1, self.num_steps - 1))
+        if self.config.schedule == "sigmoid":
+            low, high = _sigmoid(-5.0), _sigmoid(5.0)
+            progress = (_sigmoid(10 * progress - 5) - low) / (high - low)
+        return self.config.focus * progress
+
+    def combine(self, gradients: TaskGradients) -> None:
+        occurrences = self._occurrences(gradients)
+        _, inverse, weights = self.row_weights(occurrences)
+        by_occurrence = weights[:, inverse]  # [T, n]
+        for tensor, columns, part in occurrences.slices:
+            gradient = gradients.boundary[tensor][:, :, columns]
+            found = (by_occurrence[:, part].unsqueeze(2) * gradient).sum(0)
+            gradients.combined_boundary[tensor][:, columns] = found
+        focused = self._focused(torch.full((len(self.tasks), 1), 1 / len(self.tasks)))[:, 0]
+        for i, gradient in enumerate(gradients.shared):
+            gradients.combined_shared[i] = torch.tensordot(focused.to(gradient), gradient, 1)
+        self.steps += 1
+
+    def row_weights(self, occurrences: Occurrences) -> tuple[Tensor, Tensor, Tensor]:
+        """The distinct rows of this rank, U of them, and their tasks' weights.
+
+        Returns:
+            Their keys `[U]`, the place among them of each occurrence `[n]`, the weights `[T, U]`.
+        """
+        keys, inverse = occurrences.keys.unique(return_inverse=True)
+        num_tasks, _, dim = occurrences.gradients.shape
+        sums = occurrences.gradients.new_zeros(num_tasks, len(keys), dim)
+        sums.index_add_(1, inverse, occurrences.gradients)
+        if self.config.norms == "local" or dist.get_world_size() == 1:
+            norms, counted = sums.norm(dim=2), torch.ones_like(keys, dtype=torch.bool)
+        else:
+            norms, counted = _global_norms(keys, sums)
+        norms = norms * (keys >= 0)
+        touched = norms > 0
+        once = (touched & counted).double()
+        totals = all_sum(torch.stack([(norms * once).sum(1), once.sum(1)]))
+        mean = totals[0] / totals[1].clamp(min=1)
+        self._learn(mean)
+        if not self.config.personal_weights:
+            norms = mean.to(norms).unsqueeze(1) * touched
+        weights = self._focused(self._balanced(norms)) * touched
+        sums_of_weights = all_sum((weights * once).sum(1))
+        self.note(sums_of_weights / totals[1].clamp(min=1))
+        return keys, inverse, weights
+
+    def _balanced(self, norms: Tensor) -> Tensor:
+        """a_v^t of norms `[T, U]`, which are 0 where the task does not touch the row."""
+        if not self.config.magnitude_balancing:
+            return norms / norms.sum(0).clamp(min=torch.finfo(norms.dtype).tiny)
+        scaled = norms
+        if self.config.form == "scaled":
+            means = torch.where(self.means > 0, self.means, 1.0).to(norms)
+            scaled = norms / means.unsqueeze(1)
+        logits = (scaled / self.config.temperature).masked_fill(norms == 0, -torch.inf)
+        return logits.softmax(0).nan_to_num(0.0)  # NaN where no task touches the row
+
+    def _focused(self, balanced: Tensor) -> Tensor:
+        """w_v^t of a_v^t, `[T, U]`; the caller knows which rows the main task touches."""
+        weights = (1 - self.beta) * balanced
+        weights[0] += self.beta
+        return weights
+
+    def _learn(self, mean: Tensor) -> None:
+        """Let the running means follow those of this step, `[T]`, but for tasks without rows."""
+        mean = mean.to(self.means)
+        decay = torch.where(self.means > 0, self.config.decay, 0.0)
+        moved = decay * self.means + (1 - decay) * mean
+        self.means.copy_(torch.where(mean > 0, moved, self.means))
+
+    def _occurrences(self, gradients: TaskGradients) -> Occurrences:
+        widths = [width for place in gradients.places for width in place.features.values()]
+        keys: list[Tensor] = []
+        parts: list[Tensor] = []
+        slices: list[tuple[int, slice, slice]] = []
+        for tensor, (place, gradient) in enumerate(
+            zip(gradients.places, gradients.boundary, strict=True)
+        ):
+            column = 0
+            for feature, width in place.features.items():
+                assert place.ids is not None
+                ids = place.ids(feature)
+                keys.append(torch.where(ids < 0, -1, ids + self._tables[feature] * _TABLE))
+                columns = slice(column, column + width)
+                wide = torch.nn.functional.pad(gradient[:, :, columns], (0, max(widths) - width))
+                parts.append(wide / dist.get_world_size())
+                start = slices[-1][2].stop if slices else 0
+                slices.append((tensor, columns, slice(start, start + len(ids))))
+                column += width
+        return Occurrences(torch.cat(keys), torch.cat(parts, dim=1), slices)
+
+
+def _global_norms(keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms of the sums over all ranks.
+
+    Args:
+        keys: int64 `[U]`, distinct.
+        sums: `[T, U, D]`, this rank's.
+
+    Returns:
+        Norms `[T, U]`; bool `[U]`, true on one of the ranks that have the row.
+    """
+    num_tasks, rows, dim = sums.shape
+    place = torch.arange(rows, device=keys.device)
+    origin = torch.full_like(keys, rank())
+    flat = sums.transpose(0, 1).reshape(rows, num_tasks * dim)
+    keys, place, origin, flat = exchange([keys, place, origin, flat], owners(keys))
+    distinct, inverse = keys.unique(return_inverse=True)
+    total = flat.new_zeros(len(distinct), num_tasks * dim).index_add_(0, inverse, flat)
+    norms = total.view(-1, num_tasks, dim).norm(dim=2)
+    # Rows come in the order of the ranks that sent them: the first of equal ones is counted.
+    order = inverse.argsort(stable=True)
+    first = torch.ones_like(inverse, dtype=torch.bool)
+    first[order[1:]] = inverse[order[1:]] != inverse[order[:-1]]
+    place, norms, first = exchange([place, norms[inverse], first.int()], origin)
+    back = torch.empty_like(place)
+    back[place] = torch.arange(rows, device=place.device)
+    return norms[back].T, first[back].bool()
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PMTRec's row weights by hand, their limits, and on sharded tables."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltarec.balancing.pmtrec import Occurrences, PMTRec
+from deltarec.data.batch import Position
+from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.job import Job
+from deltarec.models.ranking import TaskLosses, network_of
+from deltarec.run_folder import RunFolder
+from deltarec.trainer import Trainer, _Batches
+from tests.balancing.small_problem import balancer
+from tests.balancing.test_gradients import exchanges
+from tests.conftest import run_ranks
+from tests.embeddings.test_torchrec_traps import full_tables
+from tests.pair_job import pair_job, write_pair_data
+from tests.small_job import small_job, write_small_data
+
+RATE, STEPS = 0.5, 4
+NORMS = torch.tensor([[3.0, 1.0, 0.0], [5.0, 0.0, 2.0]])
+"""Of two tasks and three rows: the main task touches the first two, the other one 0 and 2."""
+
+
+def method(**options: Any) -> PMTRec:
+    found = balancer("pmtrec", "ab", **options)
+    found.begin(11)
+    return found
+
+
+def occurrences(seed: int = 0) -> Occurrences:
+    """Row 0 occurs twice, and its gradients add up to norms 3 and 5; -1 is no row."""
+    gradients = torch.zeros(2, 5, 4)
+    gradients[0, :, 0] = torch.tensor([1.0, 1.0, 2.0, 0.0, 9.0])
+    gradients[1, :, 1] = torch.tensor([7.0, 0.0, -2.0, -2.0, 9.0])
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+    keys = torch.tensor([0, 1, 0, 2, -1])
+    return Occurrences(keys[order], gradients[:, order], [])
+
+
+def weights(found: PMTRec, seed: int = 0) -> Tensor:
+    keys, inverse, by_row = found.row_weights(occurrences(seed))
+    assert keys.tolist() == [-1, 0, 1, 2]
+    assert torch.equal(keys[inverse], occurrences(seed).keys)
+    assert not by_row[:, 0].any()
+    return by_row[:, 1:]
+
+
+def test_weights_of_plain_norms(one_process: torch.device):
+    """Rows that one task touches have weight 1 for it."""
+    first = (NORMS[:, 0] / 2).softmax(0)
+    expected = torch.stack([first, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])], dim=1)
+    torch.testing.assert_close(weights(method(form="plain", temperature=2.0)), expected)
+
+
+def test_scaled_norms_are_relative_to_their_tasks_running_mean(one_process: torch.device):
+    """The mean over the rows that a task touches: 2 and 3.5; then it stays, for norms stay."""
+    found = method()
+    for _ in range(2):
+        first = torch.tensor([3 / 2, 5 / 3.5]).softmax(0)
+        torch.testing.assert_close(weights(found)[:, 0], first)
+        assert found.means.tolist() == [2.0, 3.5]
+    found.means.copy_(torch.tensor([1.0, 7.0]))
+    weights(found)
+    assert found.means.tolist() == pytest.approx([0.9 * 1 + 0.1 * 2, 0.9 * 7 + 0.1 * 3.5])
+
+
+def test_parts_can_be_switched_off(one_process: torch.device):
+    found = weights(method(form="plain", personal_weights=False))
+    torch.testing.assert_close(found[:, 0], torch.tensor([2.0, 3.5]).softmax(0))
+    assert found[:, 1:].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    found = weights(method(magnitude_balancing=False))
+    torch.testing.assert_close(found[:, 0], torch.tensor([3 / 8, 5 / 8]))
+    focused = method(task_focusing=False)
+    focused.steps.fill_(10)
+    torch.testing.assert_close(weights(focused), weights(method()))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
+def test_focusing_ends_with_the_main_task_alone(one_process: torch.device, schedule: str):
+    found = method(schedule=schedule)
+    betas = []
+    for step in range(11):
+        found.steps.fill_(step)
+        betas.append(found.beta)
+        row = weights(found)
+        sums = torch.tensor([1.0, 1.0, 1 - found.beta])
+        torch.testing.assert_close(row.sum(0), sums)
+    assert betas == sorted(betas) and betas[0] == 0 and betas[5] == pytest.approx(0.5)
+    assert betas[10] == pytest.approx(1)
+    torch.testing.assert_close(row, torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert method(schedule=schedule, focus=0.3).beta == 0
+
+
+def test_a_high_temperature_makes_tasks_equal(one_process: torch.device):
+    found = weights(method(temperature=1e6))
+    torch.testing.assert_close(found, torch.tensor([[0.5, 1, 0], [0.5, 0, 1]]), atol=1e-5, rtol=0)
+
+
+def test_a_low_temperature_lets_one_task_win(one_process: torch.device):
+    found = weights(method(form="plain", temperature=1e-2))
+    assert found[:, 0].tolist() == [0.0, 1.0]
+
+
+def test_the_order_of_the_batch_is_without_effect(one_process: torch.device):
+    for seed in range(1, 4):
+        torch.testing.assert_close(weights(method(), seed), weights(method()), rtol=1e-6, atol=0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_data(folder)
+    return folder
+
+
+def job_of(data: Path, **balance: Any) -> Job:
+    """Plain gradient descent: what is updated shows the gradient."""
+    return pair_job(
+        data,
+        balance={"name": "pmtrec", "temperature": 0.5, **balance},
+        embedding__optimizer={"name": "sgd", "lr": RATE},
+        train__batch_size=64,
+        train__max_steps=STEPS,
+    )
+
+
+def train(folder: Path, job: Job) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The tables after a few steps, and what is logged of the last one."""
+    trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
+    trainer.model.train()
+    batches = _Batches(trainer.reader.read(Position(), 1))
+    for _ in range(STEPS):
+        trainer._train_step(batches)
+        batches.trained()
+    batches.close()
+    return full_tables(trainer.model), trainer.balancer.logged()
+
+
+def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
+    """The equations on plain tables: each task's gradient of the tables, row by row."""
+    trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
+    schema, specs = job.data_schema, job.embedding.resolved()
+    tables: Any = EmbeddingTables(schema, specs).to_empty(device="cpu")
+    for name, parameter in tables.named_parameters():
+        parameter.data.copy_(full_tables(trainer.model)[name.split(".")[-2]])
+    network = network_of(job.model, schema, specs, seed=0)
+    losses = TaskLosses(schema.tasks, network.losses)
+    batches, means = trainer.reader.read(Position(), 1), torch.zeros(len(job.tasks))
+    leaves = list(tables.parameters())
+    for step in range(STEPS):
+        batch = next(batches)
+        by_task = losses(network(batch, tables(batch)), batch)
+        found = [
+            torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+            for loss in by_task
+        ]
+        gradients = [torch.stack(g) for g in zip(*found, strict=True)]  # [T, rows, D] each
+        norms = [g.norm(dim=2) for g in gradients]
+        every = torch.cat(norms, dim=1)
+        mean = every.sum(1) / (every > 0).sum(1)
+        means = mean if step == 0 else 0.9 * means + 0.1 * mean
+        beta = step / (STEPS - 1)
+        for leaf, gradient, norm in zip(leaves, gradients, norms, strict=True):
+            powers = (norm / means.unsqueeze(1) / 0.5).exp() * (norm > 0)
+            balanced = powers / powers.sum(0).clamp(min=1e-30)
+            main = torch.zeros(len(means), 1)
+            main[0] = 1
+            focused = (beta * main + (1 - beta) * balanced) * (norm > 0)
+            leaf.data -= RATE * (focused.unsqueeze(2) * gradient).sum(0)
+    return {name.split(".")[-2]: p.detach() for name, p in tables.named_parameters()}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_sharded_tables_are_updated_as_plain_ones(data: Path, tmp_path: Path, ranks: int):
+    """Rows occur on several ranks, in several features and as negatives; ranks log alike."""
+    job = job_of(data)
+    wanted = run_ranks(1, by_hand, tmp_path, job)[0]
+    results = run_ranks(ranks, train, tmp_path, job)
+    for tables, logged in results:
+        for name, value in wanted.items():
+            torch.testing.assert_close(tables[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        assert logged == results[0][1]
+        assert logged["weight/listen"] == 1 and logged["weight/social"] == 0
+
+
+def test_local_norms_are_exact_on_one_process(
+    data: Path, tmp_path: Path, one_process: torch.device
+):
+    found = train(tmp_path, job_of(data, norms="local"))[0]
+    for name, value in by_hand(tmp_path, job_of(data)).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_local_norms_exchange_nothing(data: Path, tmp_path: Path):
+    counts = {}
+    for name, balance in (
+        ("mgda", {"name": "mgda"}),
+        ("local", {"name": "pmtrec", "norms": "local"}),
+        ("global", {"name": "pmtrec"}),
+    ):
+        job = pair_job(data, balance=balance)
+        counts[name] = len(run_ranks(2, exchanges, tmp_path / name, job)[0])
+    assert counts["mgda"] == counts["local"] < counts["global"]
+
+
+def test_lists_are_weighed_row_by_row(tmp_path: Path, one_process: torch.device):
+    """Rows of a list of tags have weights of their own, so they are looked up one by one."""
+    write_small_data(tmp_path)
+    scores = {"kind": "ids", "column": "tags", "table": "scores"}
+    job = small_job(
+        tmp_path,
+        features__scores=scores,
+        embedding__tables__country__sharding="row_wise",
+        balance={"name": "pmtrec"},
+        train__max_steps=2,
+    )
+    assert job.data_schema.row_tables == {"tags", "scores"}
+    Trainer(job, RunFolder(tmp_path / "run"), torch.device("cpu")).fit()
+    with pytest.raises(ValueError, match=r"features.scores.weights: balance pmtrec uses"):
+        small_job(tmp_path, balance={"name": "pmtrec"})
