@@ -34,21 +34,21 @@ def method(**options: Any) -> PMTRec:
 
 
 def occurrences(seed: int = 0) -> Occurrences:
-    """Row 0 occurs twice, and its gradients add up to norms 3 and 5; -1 is no row."""
-    gradients = torch.zeros(2, 5, 4)
-    gradients[0, :, 0] = torch.tensor([1.0, 1.0, 2.0, 0.0, 9.0])
-    gradients[1, :, 1] = torch.tensor([7.0, 0.0, -2.0, -2.0, 9.0])
-    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
-    keys = torch.tensor([0, 1, 0, 2, -1])
-    return Occurrences(keys[order], gradients[:, order], [])
+    """Row 0 occurs twice, and its gradients add up to norms 3 and 5."""
+    gradients = torch.zeros(7, 4)
+    gradients[:, 1] = torch.tensor([1.0, 1.0, 2.0, 0.0, 7.0, -2.0, -2.0])
+    keys, tasks = torch.tensor([0, 1, 0, 2, 0, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+    return Occurrences(keys[order], tasks[order], gradients[order])
 
 
 def weights(found: PMTRec, seed: int = 0) -> Tensor:
-    keys, inverse, by_row = found.row_weights(occurrences(seed))
-    assert keys.tolist() == [-1, 0, 1, 2]
-    assert torch.equal(keys[inverse], occurrences(seed).keys)
-    assert not by_row[:, 0].any()
-    return by_row[:, 1:]
+    rows = found.row_weights(occurrences(seed))
+    assert rows.keys.tolist() == [0, 1, 2]
+    keys = torch.tensor([-1, 2, 0, 3])
+    expected = torch.stack([rows.weights[:, 2], rows.weights[:, 0]], dim=1)
+    assert torch.equal(rows.at(keys)[:, 1:3], expected) and not rows.at(keys)[:, [0, 3]].any()
+    return rows.weights
 
 
 def test_weights_of_plain_norms(one_process: torch.device):

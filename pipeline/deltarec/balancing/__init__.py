@@ -3,6 +3,7 @@
 
 from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.aligned_mtl import AlignedMTL
+from deltarec.balancing.alternating import Alternating
 from deltarec.balancing.balancer import Balancer
 from deltarec.balancing.cagrad import CAGrad
 from deltarec.balancing.db_mtl import DBMTL
@@ -30,6 +31,7 @@ from deltarec.config import Config
 BALANCERS: dict[str, type[Balancer]] = {
     "equal": Equal,
     "static": Static,
+    "alternating": Alternating,
     "rlw": RLW,
     "uw": UW,
     "dwa": DWA,

@@ -12,6 +12,8 @@ as it is.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +25,47 @@ from torchrec.distributed.types import Awaitable
 from deltarec.balancing.draws import Place
 from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
+
+
+@dataclass(frozen=True)
+class ByTask:
+    """The gradients of one tensor, of the tasks that reach it.
+
+    Tasks on different samples reach different features, and there may be many of those: what is
+    zero is not stored.
+    """
+
+    like: Tensor
+    """The tensor."""
+    num_tasks: int
+    parts: dict[int, Tensor]
+    """By task; shaped like the tensor."""
+
+    @classmethod
+    def of(cls, gradients: Sequence[Tensor | None], like: Tensor) -> "ByTask":
+        parts = {task: g for task, g in enumerate(gradients) if g is not None}
+        return cls(like, len(gradients), parts)
+
+    def all(self) -> Tensor:
+        """Of all tasks, `[T, …]`."""
+        zero = torch.zeros_like(self.like)
+        return torch.stack([self.parts.get(task, zero) for task in range(self.num_tasks)])
+
+    def weighted(self, weights: Tensor | None = None) -> Tensor:
+        """Their sum by weights `[T]`, or as they are."""
+        total = torch.zeros_like(self.like)
+        for task, part in self.parts.items():
+            total += part if weights is None else weights[task] * part
+        return total
+
+    def products(self) -> Tensor:
+        """Their inner products, float64 `[T, T]`."""
+        total = self.like.new_zeros(self.num_tasks, self.num_tasks, dtype=torch.float64)
+        if self.parts:
+            flat = torch.stack([part.flatten().double() for part in self.parts.values()])
+            tasks = torch.tensor(list(self.parts), device=total.device)
+            total[tasks.unsqueeze(1), tasks] = flat @ flat.T
+        return total
 
 
 class TaskGradients:
@@ -59,18 +102,34 @@ class TaskGradients:
             )
             for task, loss in enumerate(losses)
         ]
-        filled = [_filled(g, x) for g, x in zip(zip(*found, strict=True), inputs, strict=True)]
+        by_task = [ByTask.of(g, x) for g, x in zip(zip(*found, strict=True), inputs, strict=True)]
         ends = len(boundary), len(boundary) + len(shared)
-        self.boundary = filled[: ends[0]]
-        """For each tensor of the boundary its gradients of all tasks, `[T, …]`."""
-        self.shared = filled[ends[0] : ends[1]]
+        self.at_boundary = by_task[: ends[0]]
+        """For each tensor of the boundary its gradients."""
+        self.at_shared = by_task[ends[0] : ends[1]]
         """Likewise for each shared parameter."""
-        self.combined_boundary = [g.sum(0) for g in self.boundary]
-        """What goes on through the tables; the sum of the tasks' if a method sets nothing else."""
-        self.combined_shared = [g.sum(0) for g in self.shared]
-        """Likewise for each shared parameter, to be averaged over the ranks."""
-        self.combined_own = [g.sum(0) for g in filled[ends[1] :]]
+        self.combined_own = [g.weighted() for g in by_task[ends[1] :]]
         """Of each parameter that one task reaches."""
+
+    @cached_property
+    def boundary(self) -> list[Tensor]:
+        """For each tensor of the boundary its gradients of all tasks, `[T, …]`."""
+        return [g.all() for g in self.at_boundary]
+
+    @cached_property
+    def shared(self) -> list[Tensor]:
+        """Likewise for each shared parameter."""
+        return [g.all() for g in self.at_shared]
+
+    @cached_property
+    def combined_boundary(self) -> list[Tensor]:
+        """What goes on through the tables; the sum of the tasks' if a method sets nothing else."""
+        return [g.weighted() for g in self.at_boundary]
+
+    @cached_property
+    def combined_shared(self) -> list[Tensor]:
+        """Likewise for each shared parameter, to be averaged over the ranks."""
+        return [g.weighted() for g in self.at_shared]
 
     def losses(self) -> Tensor:
         """The tasks' losses over the global batch, float64 `[T]`."""
@@ -114,14 +173,15 @@ class TaskGradients:
 
     def boundary_gram(self) -> Tensor:
         """The part of the looked-up vectors of all ranks in `gram`."""
-        local = _products(self.boundary, self._losses) / dist.get_world_size()
+        none = self._losses.new_zeros(self.num_tasks, self.num_tasks, dtype=torch.float64)
+        local = sum((g.products() for g in self.at_boundary), none) / dist.get_world_size()
         return _mean_over_ranks(local)
 
     def weigh(self, weights: Tensor) -> None:
         """Combine by one weight a task, `[T]`."""
         weights = weights.to(self._losses)
-        self.combined_boundary = [torch.tensordot(weights, g, 1) for g in self.boundary]
-        self.combined_shared = [torch.tensordot(weights, g, 1) for g in self.shared]
+        self.combined_boundary = [g.weighted(weights) for g in self.at_boundary]
+        self.combined_shared = [g.weighted(weights) for g in self.at_shared]
 
 
 class GradientBoundary(nn.Module):
@@ -204,6 +264,13 @@ def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn
     return [p for p, tasks in zip(parameters, reached.tolist(), strict=True) if tasks <= 1]
 
 
+class _Vectors(dict[str, Tensor]):
+    """By feature, in the place of a KeyedTensor."""
+
+    def to_dict(self) -> dict[str, Tensor]:
+        return self
+
+
 def _cut(
     outputs: Sequence[Any], batch: Batch
 ) -> tuple[list[Any], list[tuple[Tensor, Tensor]], list[Place]]:
@@ -221,9 +288,8 @@ def _cut(
     for output in outputs:
         found = output.wait() if isinstance(output, Awaitable) else output
         if isinstance(found, KeyedTensor):
-            widths = dict(zip(found.keys(), found.length_per_key(), strict=True))
-            values = leaf(found.values(), widths)
-            cut.append(KeyedTensor(found.keys(), found.length_per_key(), values, found.key_dim()))
+            vectors = found.to_dict().items()
+            cut.append(_Vectors({n: leaf(x, {n: x.shape[1]}) for n, x in vectors}))
         else:
             cut.append(
                 {
@@ -235,11 +301,6 @@ def _cut(
                 }
             )
     return cut, pairs, places
-
-
-def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """`[T, …]`, zeros for tasks that do not reach the tensor."""
-    return torch.stack([torch.zeros_like(like) if g is None else g for g in gradients])
 
 
 def _products(gradients: Sequence[Tensor], losses: Tensor) -> Tensor:

@@ -29,11 +29,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from deltarec.balancing.balancer import GradientBalancer
-from deltarec.balancing.gradients import TaskGradients
+from deltarec.balancing.draws import Place
+from deltarec.balancing.gradients import ByTask, TaskGradients
 from deltarec.config import Config as BaseConfig
 from deltarec.distributed import all_sum, exchange, owners, rank
 
@@ -43,14 +45,34 @@ _TABLE = 1 << 40
 
 @dataclass(frozen=True)
 class Occurrences:
-    """All looked-up vectors of this rank, n of them."""
+    """What comes to the rows from all looked-up vectors of this rank, a gradient of one task each.
+
+    There are n of them; vectors that a task does not reach are not among them.
+    """
 
     keys: Tensor
-    """int64 `[n]`, of their rows; -1 where a sample has none."""
+    """int64 `[n]`, of the rows."""
+    tasks: Tensor
+    """int64 `[n]`"""
     gradients: Tensor
-    """`[T, n, D]`, of the global losses; D is the widest table's."""
-    slices: list[tuple[int, slice, slice]]
-    """For each feature the tensor of the boundary, its columns, and its part of the n."""
+    """`[n, D]`, of the global losses; D is the widest table's."""
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """The weights of the rows that this rank has looked up, U of them."""
+
+    keys: Tensor
+    """int64 `[U]`, ascending."""
+    weights: Tensor
+    """`[T, U]`"""
+
+    def at(self, keys: Tensor) -> Tensor:
+        """Those of rows by their keys, `[n]` to `[T, n]`; 0 for the key -1."""
+        if not len(self.keys):
+            return self.weights.new_zeros(len(self.weights), len(keys))
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return self.weights[:, place] * (self.keys[place] == keys)
 
 
 class PMTRec(GradientBalancer):
@@ -112,33 +134,29 @@ class PMTRec(GradientBalancer):
         return self.config.focus * progress
 
     def combine(self, gradients: TaskGradients) -> None:
-        occurrences = self._occurrences(gradients)
-        _, inverse, weights = self.row_weights(occurrences)
-        by_occurrence = weights[:, inverse]  # [T, n]
-        for tensor, columns, part in occurrences.slices:
-            gradient = gradients.boundary[tensor][:, :, columns]
-            found = (by_occurrence[:, part].unsqueeze(2) * gradient).sum(0)
-            gradients.combined_boundary[tensor][:, columns] = found
+        keys = [self._keys(place) for place in gradients.places]
+        rows = self.row_weights(_occurrences(keys, gradients.at_boundary))
+        combined = []
+        for key, found in zip(keys, gradients.at_boundary, strict=True):
+            weights = rows.at(key).unsqueeze(2)
+            zero = torch.zeros_like(found.like)
+            combined.append(sum((weights[t] * part for t, part in found.parts.items()), zero))
+        gradients.combined_boundary = combined
         focused = self._focused(torch.full((len(self.tasks), 1), 1 / len(self.tasks)))[:, 0]
-        for i, gradient in enumerate(gradients.shared):
-            gradients.combined_shared[i] = torch.tensordot(focused.to(gradient), gradient, 1)
+        gradients.combined_shared = [g.weighted(focused) for g in gradients.at_shared]
         self.steps += 1
 
-    def row_weights(self, occurrences: Occurrences) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct rows of this rank, U of them, and their tasks' weights.
-
-        Returns:
-            Their keys `[U]`, the place among them of each occurrence `[n]`, the weights `[T, U]`.
-        """
+    def row_weights(self, occurrences: Occurrences) -> RowWeights:
+        """The weights of a step, of which the running means learn; a collective."""
+        num_tasks, dim = len(self.tasks), occurrences.gradients.shape[1]
         keys, inverse = occurrences.keys.unique(return_inverse=True)
-        num_tasks, _, dim = occurrences.gradients.shape
-        sums = occurrences.gradients.new_zeros(num_tasks, len(keys), dim)
-        sums.index_add_(1, inverse, occurrences.gradients)
+        sums = occurrences.gradients.new_zeros(len(keys) * num_tasks, dim)
+        sums.index_add_(0, inverse * num_tasks + occurrences.tasks, occurrences.gradients)
+        sums = sums.view(len(keys), num_tasks, dim)
         if self.config.norms == "local" or dist.get_world_size() == 1:
-            norms, counted = sums.norm(dim=2), torch.ones_like(keys, dtype=torch.bool)
+            norms, counted = sums.norm(dim=2).T, torch.ones_like(keys, dtype=torch.bool)
         else:
             norms, counted = _global_norms(keys, sums)
-        norms = norms * (keys >= 0)
         touched = norms > 0
         once = (touched & counted).double()
         totals = all_sum(torch.stack([(norms * once).sum(1), once.sum(1)]))
@@ -149,7 +167,7 @@ class PMTRec(GradientBalancer):
         weights = self._focused(self._balanced(norms)) * touched
         sums_of_weights = all_sum((weights * once).sum(1))
         self.note(sums_of_weights / totals[1].clamp(min=1))
-        return keys, inverse, weights
+        return RowWeights(keys, weights)
 
     def _balanced(self, norms: Tensor) -> Tensor:
         """a_v^t of norms `[T, U]`, which are 0 where the task does not touch the row."""
@@ -175,26 +193,24 @@ class PMTRec(GradientBalancer):
         moved = decay * self.means + (1 - decay) * mean
         self.means.copy_(torch.where(mean > 0, moved, self.means))
 
-    def _occurrences(self, gradients: TaskGradients) -> Occurrences:
-        widths = [width for place in gradients.places for width in place.features.values()]
-        keys: list[Tensor] = []
-        parts: list[Tensor] = []
-        slices: list[tuple[int, slice, slice]] = []
-        for tensor, (place, gradient) in enumerate(
-            zip(gradients.places, gradients.boundary, strict=True)
-        ):
-            column = 0
-            for feature, width in place.features.items():
-                assert place.ids is not None
-                ids = place.ids(feature)
-                keys.append(torch.where(ids < 0, -1, ids + self._tables[feature] * _TABLE))
-                columns = slice(column, column + width)
-                wide = torch.nn.functional.pad(gradient[:, :, columns], (0, max(widths) - width))
-                parts.append(wide / dist.get_world_size())
-                start = slices[-1][2].stop if slices else 0
-                slices.append((tensor, columns, slice(start, start + len(ids))))
-                column += width
-        return Occurrences(torch.cat(keys), torch.cat(parts, dim=1), slices)
+    def _keys(self, place: Place) -> Tensor:
+        """The keys of the rows of a tensor of the boundary, int64 `[rows]`; -1 for none."""
+        [feature] = place.features
+        assert place.ids is not None
+        ids = place.ids(feature)
+        return torch.where(ids < 0, -1, ids + self._tables[feature] * _TABLE)
+
+
+def _occurrences(keys: Sequence[Tensor], gradients: Sequence[ByTask]) -> Occurrences:
+    """Of tensors of the boundary, whose rows have such keys."""
+    widest = max(found.like.shape[1] for found in gradients)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for key, found in zip(keys, gradients, strict=True):
+        [there] = (key >= 0).nonzero(as_tuple=True)
+        for task, part in found.parts.items():
+            rows = F.pad(part[there], (0, widest - part.shape[1])) / dist.get_world_size()
+            parts.append((key[there], torch.full_like(there, task), rows))
+    return Occurrences(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _global_norms(keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,26 +218,22 @@ def _global_norms(keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         keys: int64 `[U]`, distinct.
-        sums: `[T, U, D]`, this rank's.
+        sums: `[U, T, D]`, this rank's.
 
     Returns:
         Norms `[T, U]`; bool `[U]`, true on one of the ranks that have the row.
     """
-    num_tasks, rows, dim = sums.shape
-    place = torch.arange(rows, device=keys.device)
+    place = torch.arange(len(keys), device=keys.device)
     origin = torch.full_like(keys, rank())
-    flat = sums.transpose(0, 1).reshape(rows, num_tasks * dim)
-    keys, place, origin, flat = exchange([keys, place, origin, flat], owners(keys))
+    keys, place, origin, sums = exchange([keys, place, origin, sums], owners(keys))
     distinct, inverse = keys.unique(return_inverse=True)
-    total = flat.new_zeros(len(distinct), num_tasks * dim).index_add_(0, inverse, flat)
-    norms = total.view(-1, num_tasks, dim).norm(dim=2)
+    total = sums.new_zeros(len(distinct), *sums.shape[1:]).index_add_(0, inverse, sums)
     # Rows come in the order of the ranks that sent them: the first of equal ones is counted.
     order = inverse.argsort(stable=True)
-    first = torch.ones_like(inverse, dtype=torch.bool)
-    first[order[1:]] = inverse[order[1:]] != inverse[order[:-1]]
-    place, norms, first = exchange([place, norms[inverse], first.int()], origin)
-    back = torch.empty_like(place)
-    back[place] = torch.arange(rows, device=place.device)
+    first = torch.ones_like(inverse)
+    first[order[1:]] = (inverse[order[1:]] != inverse[order[:-1]]).long()
+    place, norms, first = exchange([place, total.norm(dim=2)[inverse], first], origin)
+    back = place.argsort()
     return norms[back].T, first[back].bool()
 
 

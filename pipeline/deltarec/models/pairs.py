@@ -7,6 +7,7 @@ negative), the mean over its negatives.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ class PairNetwork(nn.Module):
             negatives += found[1:]
             squares = [v.square().sum(1) for side in sides for v in side.vectors]
             penalties.append(torch.stack(squares).sum(0) / 2)
-        return torch.stack([*scores, *negatives, *penalties], dim=1)
+        return cast(Tensor, _Columns.apply(*scores, *negatives, *penalties))
 
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
         """The terms of the tasks' losses; arguments as in `TaskHeads.losses`."""
@@ -137,6 +138,25 @@ class PairNetwork(nn.Module):
             torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16),
         ):
             return encode(stacked)
+
+
+class _Columns(torch.autograd.Function):
+    """Columns `[B]` side by side; where the gradient of one is zero, it has none.
+
+    One task's backward (balancing by gradients has one for each) so ends at the tables' vectors of
+    its own sides, and does not carry zeros through those of all others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *columns: Tensor) -> Tensor:
+        return torch.stack(columns, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient] = gradients
+        reached = (gradient != 0).any(0).tolist()
+        parts = gradient.unbind(1)
+        return tuple(part if there else None for part, there in zip(parts, reached, strict=True))
 
 
 def _side(features: list[str], schema: Schema, tables: Mapping[str, TableSpec]) -> Side:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from tests.balancing.small_problem import balancer
+
+
+def turns(losses: list[float], steps: int, **options: object) -> str:
+    """The task trained at each step."""
+    method = balancer("alternating", **options)
+    found = ""
+    for _ in range(steps):
+        weights = method.weights(torch.tensor(losses).double())
+        assert sorted(weights.tolist())[:2] == [0.0, 0.0]
+        found += "abc"[int(weights.argmax())] if weights.any() else "-"
+    return found
+
+
+def test_tasks_take_turns():
+    assert turns([1.0, 1.0, 1.0], 6) == "abcabc"
+
+
+def test_ratios_are_kept_and_spread_evenly():
+    found = turns([1.0, 1.0, 1.0], 12, ratios={"a": 4.0})
+    assert [found.count(task) for task in "abc"] == [8, 2, 2]
+    assert "bb" not in found and "cc" not in found and "aaaaa" not in found
+
+
+def test_a_task_without_samples_waits():
+    assert turns([1.0, 0.0, 1.0], 4) == "acac"
+    assert turns([0.0, 0.0, 0.0], 2) == "--"
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match=r"balance.ratios: no task 'x'; have a, b, c"):
+        balancer("alternating", ratios={"x": 1.0})
