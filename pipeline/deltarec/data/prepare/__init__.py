@@ -7,6 +7,7 @@ from deltarec.data.prepare.kuairand_explicit import KuaiRandExplicit
 from deltarec.data.prepare.lastfm import LastFM
 from deltarec.data.prepare.movielens1m import MovieLens1M
 from deltarec.data.prepare.synth import Synth
+from deltarec.data.prepare.synth_aligned import SynthAligned
 
 DATASETS: dict[str, type[Dataset]] = {
     "adult": Adult,
@@ -16,4 +17,5 @@ DATASETS: dict[str, type[Dataset]] = {
     "lastfm-hetrec": LastFM,
     "social-ciao": Ciao,
     "synth": Synth,
+    "synth-aligned": SynthAligned,
 }
