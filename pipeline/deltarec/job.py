@@ -9,6 +9,7 @@ from torch import nn
 
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.adatask import AdaTask
+from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.equal import Equal
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.checkpoint import CheckpointConfig
@@ -162,12 +163,19 @@ class Job(Config):
         )
 
     def _row_tables(self) -> set[str]:
-        """Of those that LSQ quantises, and of lists whose rows pmtrec weighs one by one."""
+        """Those that LSQ quantises, and those of lists whose rows a balancing method looks at."""
         found = {n for n, t in self.embedding.resolved().items() if t.fake_quantised}
-        if isinstance(self.balance, PMTRec.Config) and len(self.tasks) > 1:
+        if self._balanced_by_row:
             lists = {n: f for n, f in self.features.items() if isinstance(f, IdListFeature)}
             found |= {feature.table or name for name, feature in lists.items()}
         return found
+
+    @property
+    def _balanced_by_row(self) -> bool:
+        """Whether the balancing method sees the tasks' gradients of the tables' rows."""
+        method = BALANCERS[self.balance.name]  # pyright: ignore
+        by_gradients = self.model.pair is not None and issubclass(method, GradientBalancer)
+        return len(self.tasks) > 1 and (method is PMTRec or by_gradients)
 
     @property
     def measured(self) -> dict[str, Kind]:
@@ -237,8 +245,8 @@ class Job(Config):
             if feature.weights and table in schema.unpooled_tables:
                 sequences = {schema.table(sequence) for sequence in schema.sequences}
                 user = "a sequence" if table in sequences else "quantisation_aware training"
-                if isinstance(self.balance, PMTRec.Config):
-                    user = "balance pmtrec"
+                if self._balanced_by_row:
+                    user = f"balance {self.balance.name}"  # pyright: ignore
                 raise ValueError(
                     f"features.{name}.weights: {user} uses the single rows of table '{table}', and "
                     "such tables are not pooled with weights; give the feature a table of its own"

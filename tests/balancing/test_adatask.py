@@ -14,7 +14,7 @@ def test_an_adam_for_each_task(one_process: torch.device):
     """The update is the sum of the steps of PyTorch's Adam, one on each task's gradients."""
     method = balancer("adatask", "ab")
     shared, own = (torch.zeros(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    method.prepare({"x": "table"}, [shared], [own])
+    method.prepare(["x"], [shared], [own])
     copies = [torch.zeros(4, dtype=torch.float64) for _ in range(3)]
     adams = [torch.optim.Adam([copy], lr=1.0) for copy in copies]
     for step in range(4):
@@ -35,7 +35,7 @@ def test_an_adam_for_each_task(one_process: torch.device):
 
 def test_no_task_dominates_the_vectors_of_a_feature(one_process: torch.device):
     method = balancer("adatask", "ab")
-    method.prepare({"x": "table"}, [], [])
+    method.prepare(["x"], [], [])
     vectors = torch.zeros(1, 2, requires_grad=True)
     losses = torch.tensor([[30.0, 0.0], [0.0, 10.0]]) @ vectors.flatten()
     gradients = TaskGradients(losses, [vectors], [], (), [Place({"x": 2}, torch.arange(1))])

@@ -39,14 +39,14 @@ class Problem:
         self.vectors = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
         self.parameter = torch.zeros(4, dtype=torch.float64, requires_grad=True)
         if isinstance(self.method, GradientBalancer):
-            self.method.prepare({"x": "table"}, [self.parameter], [])
+            self.method.prepare(["x"], [self.parameter], [])
 
     def step(self, matrix: Tensor, losses: Tensor) -> Tensor:
         """The combined gradient `[10]`, of such losses `[T]` with such gradients `[T, 10]`."""
         inputs = torch.cat([self.vectors.flatten(), self.parameter])
         shares = losses + matrix @ inputs
         if isinstance(self.method, GradientBalancer):
-            place = Place({"x": 3}, torch.arange(2), ids=lambda _: torch.arange(2))
+            place = Place({"x": 3}, torch.arange(2), find_keys=lambda: torch.arange(2))
             gradients = TaskGradients(shares, [self.vectors], [self.parameter], (), [place])
             with torch.no_grad():
                 self.method.combine(gradients)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltarec.balancing.pmtrec import Occurrences, PMTRec
+from deltarec.balancing.pmtrec import PMTRec
+from deltarec.balancing.rows import Occurrences, Rows
 from deltarec.data.batch import Position
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
@@ -33,22 +34,22 @@ def method(**options: Any) -> PMTRec:
     return found
 
 
-def occurrences(seed: int = 0) -> Occurrences:
+def rows(seed: int = 0) -> Rows:
     """Row 0 occurs twice, and its gradients add up to norms 3 and 5."""
     gradients = torch.zeros(7, 4)
     gradients[:, 1] = torch.tensor([1.0, 1.0, 2.0, 0.0, 7.0, -2.0, -2.0])
     keys, tasks = torch.tensor([0, 1, 0, 2, 0, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
     order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-    return Occurrences(keys[order], tasks[order], gradients[order])
+    return Rows.of(Occurrences(keys[order], tasks[order], gradients[order]), 2)
 
 
 def weights(found: PMTRec, seed: int = 0) -> Tensor:
-    rows = found.row_weights(occurrences(seed))
-    assert rows.keys.tolist() == [0, 1, 2]
+    by_row = found.row_weights(rows(seed))
+    assert by_row.keys.tolist() == [0, 1, 2]
     keys = torch.tensor([-1, 2, 0, 3])
-    expected = torch.stack([rows.weights[:, 2], rows.weights[:, 0]], dim=1)
-    assert torch.equal(rows.at(keys)[:, 1:3], expected) and not rows.at(keys)[:, [0, 3]].any()
-    return rows.weights
+    expected = torch.stack([by_row.weights[:, 2], by_row.weights[:, 0]], dim=1)
+    assert torch.equal(by_row.at(keys)[:, 1:3], expected) and not by_row.at(keys)[:, [0, 3]].any()
+    return by_row.weights
 
 
 def test_weights_of_plain_norms(one_process: torch.device):

@@ -14,7 +14,7 @@ task dominates a table, and the table's own optimiser and learning rate stay as 
 is not in the paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -46,11 +46,11 @@ class AdaTask(GradientBalancer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def prepare(
-        self, tables: Mapping[str, str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
     ) -> None:
-        self.features = sorted(tables)
+        self.features = sorted(features)
         tasks = len(self.tasks)
-        squares = torch.zeros(len(tables), tasks, dtype=torch.float64)
+        squares = torch.zeros(len(features), tasks, dtype=torch.float64)
         self.register_buffer("feature_squares", squares)
         for moment in ("first", "second"):
             for i, p in enumerate(shared):

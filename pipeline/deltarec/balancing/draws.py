@@ -51,9 +51,15 @@ class Place:
     """The samples' rows in the dataset, int64 `[B]`."""
     lengths: Tensor | None = None
     """How many rows each sample has, `[B]`; one if not given."""
-    ids: Callable[[str], Tensor] | None = None
-    """A feature's id for each of the rows, int64 `[rows]`, -1 for none. Vectors that are pooled of
-    several have none."""
+    find_keys: Callable[[], Tensor] | None = None
+
+    def keys(self) -> Tensor:
+        """What tells the looked-up rows of all tables apart, int64 `[rows]`; -1 for none.
+
+        For places of one feature, whose vectors are rows as they are.
+        """
+        assert self.find_keys is not None and len(self.features) == 1
+        return self.find_keys()
 
     def uniform(self, key: int) -> Tensor:
         """A number in [0, 1) for each element, float64 `[rows, columns]`."""

@@ -12,8 +12,7 @@ as it is.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,50 +21,14 @@ from torch import Tensor, nn
 from torchrec import JaggedTensor, KeyedTensor
 from torchrec.distributed.types import Awaitable
 
+from deltarec.balancing.by_task import ByTask
 from deltarec.balancing.draws import Place
+from deltarec.balancing.rows import Occurrences, Rows
 from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
 
-
-@dataclass(frozen=True)
-class ByTask:
-    """The gradients of one tensor, of the tasks that reach it.
-
-    Tasks on different samples reach different features, and there may be many of those: what is
-    zero is not stored.
-    """
-
-    like: Tensor
-    """The tensor."""
-    num_tasks: int
-    parts: dict[int, Tensor]
-    """By task; shaped like the tensor."""
-
-    @classmethod
-    def of(cls, gradients: Sequence[Tensor | None], like: Tensor) -> "ByTask":
-        parts = {task: g for task, g in enumerate(gradients) if g is not None}
-        return cls(like, len(gradients), parts)
-
-    def all(self) -> Tensor:
-        """Of all tasks, `[T, …]`."""
-        zero = torch.zeros_like(self.like)
-        return torch.stack([self.parts.get(task, zero) for task in range(self.num_tasks)])
-
-    def weighted(self, weights: Tensor | None = None) -> Tensor:
-        """Their sum by weights `[T]`, or as they are."""
-        total = torch.zeros_like(self.like)
-        for task, part in self.parts.items():
-            total += part if weights is None else weights[task] * part
-        return total
-
-    def products(self) -> Tensor:
-        """Their inner products, float64 `[T, T]`."""
-        total = self.like.new_zeros(self.num_tasks, self.num_tasks, dtype=torch.float64)
-        if self.parts:
-            flat = torch.stack([part.flatten().double() for part in self.parts.values()])
-            tasks = torch.tensor(list(self.parts), device=total.device)
-            total[tasks.unsqueeze(1), tasks] = flat @ flat.T
-        return total
+TABLE = 1 << 40
+"""The key of a row is the number of its table times this, plus the row."""
 
 
 class TaskGradients:
@@ -81,6 +44,7 @@ class TaskGradients:
         shared: parameters that several tasks reach.
         own: parameters that one task reaches.
         places: whose vectors each tensor of the boundary has.
+        by_row: whether inner products are those of the tables' rows, not of the vectors.
     """
 
     def __init__(
@@ -90,8 +54,10 @@ class TaskGradients:
         shared: Sequence[Tensor],
         own: Sequence[Tensor] = (),
         places: Sequence[Place] = (),
+        by_row: bool = False,
     ) -> None:
         self.places = places
+        self.by_row = by_row
         self._global_shared: list[Tensor] | None = None
         self._losses = losses.detach()
         self.num_tasks = len(losses)
@@ -172,10 +138,17 @@ class TaskGradients:
         return self.boundary_gram() + _products(self.global_shared(), self._losses)
 
     def boundary_gram(self) -> Tensor:
-        """The part of the looked-up vectors of all ranks in `gram`."""
+        """The part of the looked-up vectors, or of the rows, of all ranks in `gram`."""
+        if self.by_row:
+            return all_sum(self.rows().owned().rows.products())
         none = self._losses.new_zeros(self.num_tasks, self.num_tasks, dtype=torch.float64)
         local = sum((g.products() for g in self.at_boundary), none) / dist.get_world_size()
         return _mean_over_ranks(local)
+
+    def rows(self) -> Rows:
+        """The tables' rows that this rank has looked up."""
+        keys = [place.keys() for place in self.places]
+        return Rows.of(Occurrences.of(keys, self.at_boundary), self.num_tasks)
 
     def weigh(self, weights: Tensor) -> None:
         """Combine by one weight a task, `[T]`."""
@@ -192,6 +165,9 @@ class GradientBoundary(nn.Module):
         own: its parameters that one task alone reaches, by `reached_by_one_task` of its heads.
         losses: columns and batch to this rank's shares of the losses `[T]`.
         combine: the balancing method's.
+        tables: of the features, by name; for methods that look at rows.
+        by_row: whether inner products of the tasks' gradients are those of the tables' rows. Tasks
+            that live on different samples have no vector in common, only rows.
     """
 
     def __init__(
@@ -200,8 +176,13 @@ class GradientBoundary(nn.Module):
         own: Sequence[nn.Parameter],
         losses: Callable[[Tensor, Batch], Tensor],
         combine: Callable[[TaskGradients], None],
+        tables: Mapping[str, str] | None = None,
+        by_row: bool = False,
     ) -> None:
         super().__init__()
+        self._by_row = by_row
+        names = sorted(set((tables or {}).values()))
+        self._tables = {feature: names.index(table) for feature, table in (tables or {}).items()}
         # In tuples, so that they are not registered here a second time.
         self._parts = (network, losses, combine)
         alone = {id(parameter) for parameter in own}
@@ -220,11 +201,13 @@ class GradientBoundary(nn.Module):
         are the combined ones.
         """
         network, losses, combine = self._parts
-        cut, pairs, places = _cut(outputs, batch)
+        cut, pairs, places = _cut(outputs, batch, self._tables)
         columns = network(batch, cut)
         by_task = losses(columns, batch)
         leaves = [leaf for _, leaf in pairs]
-        gradients = TaskGradients(by_task, leaves, self._shared, self._own, places)
+        gradients = TaskGradients(
+            by_task, leaves, self._shared, self._own, places, by_row=self._by_row
+        )
         with torch.no_grad():
             combine(gradients)
         onwards = [*(values for values, _ in pairs), *self._shared, *self._own]
@@ -264,6 +247,12 @@ def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn
     return [p for p, tasks in zip(parameters, reached.tolist(), strict=True) if tasks <= 1]
 
 
+def _keys(ids: Callable[[str], Tensor], tables: Mapping[str, int], feature: str) -> Tensor:
+    """As `Place.keys`."""
+    found = ids(feature)
+    return torch.where(found < 0, -1, found + tables[feature] * TABLE)
+
+
 class _Vectors(dict[str, Tensor]):
     """By feature, in the place of a KeyedTensor."""
 
@@ -272,7 +261,7 @@ class _Vectors(dict[str, Tensor]):
 
 
 def _cut(
-    outputs: Sequence[Any], batch: Batch
+    outputs: Sequence[Any], batch: Batch, tables: Mapping[str, int]
 ) -> tuple[list[Any], list[tuple[Tensor, Tensor]], list[Place]]:
     """The tables' outputs with leaves for their values; all values with leaves; their places."""
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -281,7 +270,7 @@ def _cut(
     def leaf(values: Tensor, features: dict[str, int], lengths: Tensor | None = None) -> Tensor:
         pairs.append((values, values.detach().requires_grad_()))
         ids = batch.ids if lengths is None else batch.rows
-        places.append(Place(features, batch.index, lengths, ids))
+        places.append(Place(features, batch.index, lengths, partial(_keys, ids, tables, *features)))
         return pairs[-1][1]
 
     cut: list[Any] = []

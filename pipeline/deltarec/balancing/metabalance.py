@@ -5,7 +5,7 @@ A tensor is a shared parameter, or the looked-up vectors of one feature: a table
 gradient by task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -40,10 +40,10 @@ class MetaBalance(GradientBalancer):
         self.features: list[str] = []
 
     def prepare(
-        self, tables: Mapping[str, str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
     ) -> None:
-        self.features = sorted(tables)
-        norms = torch.zeros(len(tables) + len(shared), len(self.tasks), dtype=torch.float64)
+        self.features = sorted(features)
+        norms = torch.zeros(len(features) + len(shared), len(self.tasks), dtype=torch.float64)
         self.register_buffer("norms", norms)
 
     def combine(self, gradients: TaskGradients) -> None:

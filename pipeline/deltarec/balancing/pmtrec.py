@@ -23,39 +23,18 @@ is moved, and a row's weights differ from rank to rank.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from deltarec.balancing.balancer import GradientBalancer
-from deltarec.balancing.draws import Place
-from deltarec.balancing.gradients import ByTask, TaskGradients
+from deltarec.balancing.gradients import TaskGradients
+from deltarec.balancing.rows import Rows
 from deltarec.config import Config as BaseConfig
-from deltarec.distributed import all_sum, exchange, owners, rank
-
-_TABLE = 1 << 40
-"""Keys of rows: the number of the table times this, plus the row."""
-
-
-@dataclass(frozen=True)
-class Occurrences:
-    """What comes to the rows from all looked-up vectors of this rank, a gradient of one task each.
-
-    There are n of them; vectors that a task does not reach are not among them.
-    """
-
-    keys: Tensor
-    """int64 `[n]`, of the rows."""
-    tasks: Tensor
-    """int64 `[n]`"""
-    gradients: Tensor
-    """`[n, D]`, of the global losses; D is the widest table's."""
+from deltarec.distributed import all_sum
 
 
 @dataclass(frozen=True)
@@ -114,13 +93,6 @@ class PMTRec(GradientBalancer):
         self.config: PMTRec.Config = config
         self.register_buffer("means", torch.zeros(len(tasks), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._tables: dict[str, int] = {}
-
-    def prepare(
-        self, tables: Mapping[str, str], shared: Sequence[Tensor], own: Sequence[Tensor]
-    ) -> None:
-        numbers = {table: number for number, table in enumerate(sorted(set(tables.values())))}
-        self._tables = {feature: numbers[table] for feature, table in tables.items()}
 
     @property
     def beta(self) -> float:
@@ -134,11 +106,10 @@ class PMTRec(GradientBalancer):
         return self.config.focus * progress
 
     def combine(self, gradients: TaskGradients) -> None:
-        keys = [self._keys(place) for place in gradients.places]
-        rows = self.row_weights(_occurrences(keys, gradients.at_boundary))
+        rows = self.row_weights(gradients.rows())
         combined = []
-        for key, found in zip(keys, gradients.at_boundary, strict=True):
-            weights = rows.at(key).unsqueeze(2)
+        for place, found in zip(gradients.places, gradients.at_boundary, strict=True):
+            weights = rows.at(place.keys()).unsqueeze(2)
             zero = torch.zeros_like(found.like)
             combined.append(sum((weights[t] * part for t, part in found.parts.items()), zero))
         gradients.combined_boundary = combined
@@ -146,17 +117,12 @@ class PMTRec(GradientBalancer):
         gradients.combined_shared = [g.weighted(focused) for g in gradients.at_shared]
         self.steps += 1
 
-    def row_weights(self, occurrences: Occurrences) -> RowWeights:
+    def row_weights(self, rows: Rows) -> RowWeights:
         """The weights of a step, of which the running means learn; a collective."""
-        num_tasks, dim = len(self.tasks), occurrences.gradients.shape[1]
-        keys, inverse = occurrences.keys.unique(return_inverse=True)
-        sums = occurrences.gradients.new_zeros(len(keys) * num_tasks, dim)
-        sums.index_add_(0, inverse * num_tasks + occurrences.tasks, occurrences.gradients)
-        sums = sums.view(len(keys), num_tasks, dim)
-        if self.config.norms == "local" or dist.get_world_size() == 1:
-            norms, counted = sums.norm(dim=2).T, torch.ones_like(keys, dtype=torch.bool)
+        if self.config.norms == "local":
+            norms, counted = rows.norms(), torch.ones_like(rows.keys, dtype=torch.bool)
         else:
-            norms, counted = _global_norms(keys, sums)
+            norms, counted = rows.owned().norms()
         touched = norms > 0
         once = (touched & counted).double()
         totals = all_sum(torch.stack([(norms * once).sum(1), once.sum(1)]))
@@ -167,7 +133,7 @@ class PMTRec(GradientBalancer):
         weights = self._focused(self._balanced(norms)) * touched
         sums_of_weights = all_sum((weights * once).sum(1))
         self.note(sums_of_weights / totals[1].clamp(min=1))
-        return RowWeights(keys, weights)
+        return RowWeights(rows.keys, weights)
 
     def _balanced(self, norms: Tensor) -> Tensor:
         """a_v^t of norms `[T, U]`, which are 0 where the task does not touch the row."""
@@ -192,49 +158,6 @@ class PMTRec(GradientBalancer):
         decay = torch.where(self.means > 0, self.config.decay, 0.0)
         moved = decay * self.means + (1 - decay) * mean
         self.means.copy_(torch.where(mean > 0, moved, self.means))
-
-    def _keys(self, place: Place) -> Tensor:
-        """The keys of the rows of a tensor of the boundary, int64 `[rows]`; -1 for none."""
-        [feature] = place.features
-        assert place.ids is not None
-        ids = place.ids(feature)
-        return torch.where(ids < 0, -1, ids + self._tables[feature] * _TABLE)
-
-
-def _occurrences(keys: Sequence[Tensor], gradients: Sequence[ByTask]) -> Occurrences:
-    """Of tensors of the boundary, whose rows have such keys."""
-    widest = max(found.like.shape[1] for found in gradients)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for key, found in zip(keys, gradients, strict=True):
-        [there] = (key >= 0).nonzero(as_tuple=True)
-        for task, part in found.parts.items():
-            rows = F.pad(part[there], (0, widest - part.shape[1])) / dist.get_world_size()
-            parts.append((key[there], torch.full_like(there, task), rows))
-    return Occurrences(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _global_norms(keys: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms of the sums over all ranks.
-
-    Args:
-        keys: int64 `[U]`, distinct.
-        sums: `[U, T, D]`, this rank's.
-
-    Returns:
-        Norms `[T, U]`; bool `[U]`, true on one of the ranks that have the row.
-    """
-    place = torch.arange(len(keys), device=keys.device)
-    origin = torch.full_like(keys, rank())
-    keys, place, origin, sums = exchange([keys, place, origin, sums], owners(keys))
-    distinct, inverse = keys.unique(return_inverse=True)
-    total = sums.new_zeros(len(distinct), *sums.shape[1:]).index_add_(0, inverse, sums)
-    # Rows come in the order of the ranks that sent them: the first of equal ones is counted.
-    order = inverse.argsort(stable=True)
-    first = torch.ones_like(inverse)
-    first[order[1:]] = (inverse[order[1:]] != inverse[order[:-1]]).long()
-    place, norms, first = exchange([place, total.norm(dim=2)[inverse], first], origin)
-    back = place.argsort()
-    return norms[back].T, first[back].bool()
 
 
 def _sigmoid(x: float) -> float:

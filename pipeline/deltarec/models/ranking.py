@@ -164,9 +164,15 @@ class RankingModel(nn.Module):
         self.boundary = None
         if isinstance(balancer, GradientBalancer):
             own = network.own_parameters()
-            self.boundary = GradientBoundary(network, own, self.losses, balancer.combine)
-            tables_of = {name: schema.table(name) for name in schema.sparse}
-            balancer.prepare(tables_of, self.boundary.shared, own)
+            self.boundary = GradientBoundary(
+                network,
+                own,
+                self.losses,
+                balancer.combine,
+                {name: schema.table(name) for name in schema.sparse},
+                by_row=isinstance(network, PairNetwork),
+            )
+            balancer.prepare(list(schema.sparse), self.boundary.shared, own)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""

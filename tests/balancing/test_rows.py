@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks on different samples: their gradients meet in the tables' rows, on any number of ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltarec.balancing.gradients import TaskGradients
+from deltarec.data.batch import Position
+from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.job import Job
+from deltarec.models.ranking import TaskLosses, network_of
+from deltarec.run_folder import RunFolder
+from deltarec.trainer import Trainer, _Batches
+from tests.conftest import run_ranks
+from tests.embeddings.test_torchrec_traps import full_tables
+from tests.pair_job import pair_job, write_pair_data
+
+
+def sharded(folder: Path, job: Job) -> Tensor:
+    """The inner products that a method is given of the first batch."""
+    trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
+    method: Any = trainer.balancer
+    combine, seen = method.combine, []
+
+    def watched(gradients: TaskGradients) -> None:
+        seen.append(gradients.gram())
+        combine(gradients)
+
+    trainer.model.module.boundary._parts = (*trainer.model.module.boundary._parts[:2], watched)  # pyright: ignore
+    trainer.model.train()
+    batches = _Batches(trainer.reader.read(Position(), 1))
+    trainer._train_step(batches)
+    batches.close()
+    return seen[0]
+
+
+def by_hand(folder: Path, job: Job) -> Tensor:
+    """Of each task's gradient of plain tables."""
+    trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
+    schema, specs = job.data_schema, job.embedding.resolved()
+    tables: Any = EmbeddingTables(schema, specs).to_empty(device="cpu")
+    for name, parameter in tables.named_parameters():
+        parameter.data.copy_(full_tables(trainer.model)[name.split(".")[-2]])
+    network, batch = (
+        network_of(job.model, schema, specs, 0),
+        next(trainer.reader.read(Position(), 1)),
+    )
+    losses = TaskLosses(schema.tasks, network.losses)(network(batch, tables(batch)), batch)
+    leaves = list(tables.parameters())
+    flat = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, leaves, retain_graph=True)
+        flat.append(torch.cat([g.flatten() for g in found]).double())
+    return torch.stack(flat) @ torch.stack(flat).T
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_inner_products_are_those_of_the_rows(tmp_path: Path, ranks: int):
+    write_pair_data(tmp_path)
+    job = pair_job(tmp_path, balance={"name": "mgda"})
+    wanted = run_ranks(1, by_hand, tmp_path, job)[0]
+    assert wanted[0, 1] and wanted[0, 2]
+    for found in run_ranks(ranks, sharded, tmp_path, job):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
