@@ -313,7 +313,11 @@ def _parser() -> argparse.ArgumentParser:
     verb("doctor", _doctor, "Prints versions and says whether they fit together.")
 
     prepare = verb("prepare", _prepare, "Turns raw public data into Parquet.")
-    prepare.add_argument("dataset", metavar="DATASET", help="adult, movielens-1m or synth")
+    prepare.add_argument(
+        "dataset",
+        metavar="DATASET",
+        help="say, movielens-1m, or own-events for a log of your own; any other word lists all",
+    )
     prepare.add_argument("source", metavar="SOURCE", help="folder of the raw data; - for synth")
     prepare.add_argument("target", metavar="TARGET", help="folder to write; a new one")
     overrides(prepare)

@@ -6,6 +6,7 @@ from deltarec.data.prepare.dataset import Dataset
 from deltarec.data.prepare.kuairand_explicit import KuaiRandExplicit
 from deltarec.data.prepare.lastfm import LastFM
 from deltarec.data.prepare.movielens1m import MovieLens1M
+from deltarec.data.prepare.own_events import OwnEvents
 from deltarec.data.prepare.synth import Synth
 from deltarec.data.prepare.synth_aligned import SynthAligned
 
@@ -16,6 +17,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "movielens-1m": MovieLens1M,
     "lastfm-hetrec": LastFM,
     "social-ciao": Ciao,
+    "own-events": OwnEvents,
     "synth": Synth,
     "synth-aligned": SynthAligned,
 }

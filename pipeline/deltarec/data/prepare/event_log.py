@@ -52,9 +52,9 @@ class Ranges(NamedTuple):
         starts = np.cumsum(lengths) - lengths
         return np.arange(lengths.sum()) + np.repeat(self.begin - starts, lengths)
 
-    def lists(self, values: NDArray) -> pa.ListArray:
+    def lists(self, values: NDArray | pa.Array) -> pa.ListArray:
         """The parts of `values`, as n lists."""
-        return as_lists(self.lengths, pa.array(values[self.positions()]))
+        return as_lists(self.lengths, pa.array(values).take(pa.array(self.positions())))
 
 
 class EventLog:
@@ -77,7 +77,7 @@ class EventLog:
         if (~new_user[1:] & (time[1:] < time[:-1])).any():
             raise ValueError("a user's events are not in the order of time; use by_user_and_time")
         self.num_events = num_events
-        self.time = time
+        self.time = time.astype(np.int64, copy=False)  # unsigned ones have no differences
         self.user_begin = _last_true(new_user)
         """Of each event, the first event of its user."""
         self.past_end = _last_true(new_time)
@@ -141,7 +141,7 @@ class Feedback:
 
 
 def aligned(
-    clicks: Ranges, windows: Ranges, exposures: Feedback, rows: Positions, values: NDArray
+    clicks: Ranges, windows: Ranges, exposures: Feedback, rows: Positions, values: NDArray | pa.Array
 ) -> pa.ListArray:
     """What stood around each click of each row's history, and before the row's own time.
 

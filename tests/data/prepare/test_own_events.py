@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltarec.config import validate
+from deltarec.data.prepare import OwnEvents, own_events
+from deltarec.data.prepare.dataset import prepare
+from tests.data.prepare.test_event_log import (
+    CLICK,
+    SHOWN,
+    Event,
+    slow_aligned,
+    slow_history,
+)
+
+HISTORIES: dict[str, Any] = {
+    "clicks": {"column": "kind", "value": CLICK, "last": 4},
+    "shown": {"column": "kind", "value": SHOWN, "around": "clicks", "each_side": 2, "max_gap": 9},
+    "likes": {"column": "liked", "last": 3},
+}
+
+
+def options(**changes: Any) -> OwnEvents:
+    plain = {"item": "thing", "valid_from": 30, "test_from": 40, "histories": HISTORIES}
+    return validate(OwnEvents, {**plain, **changes}, "test")
+
+
+def write_log(folder: Path, num_events: int = 400) -> list[Event]:
+    """Two files; the second file's events come later in the log."""
+    rng = np.random.default_rng(0)
+    users, times, kinds = (rng.integers(0, high, num_events).tolist() for high in (17, 50, 3))
+    log = [Event(*e) for e in zip(users, times, kinds, range(num_events), strict=True)]
+    table = pa.table(
+        {
+            "user": [f"user {event.user}" for event in log],
+            "time": pa.array([event.time for event in log], pa.uint32()),
+            "kind": pa.array([event.kind for event in log], pa.int8()),
+            "liked": [event.item % 5 == 0 for event in log],
+            "thing": [f"thing {event.item}" for event in log],
+            "price": rng.random(num_events),
+        }
+    )
+    folder.mkdir(exist_ok=True)
+    pq.write_table(table[:150], folder / "2026-01-01.parquet")
+    pq.write_table(table[150:], folder / "2026-01-02.parquet")
+    return log
+
+
+@pytest.mark.parametrize("partition", [1_000_000, 60])
+def test_rows_have_the_histories_of_the_slow_routine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partition: int
+):
+    monkeypatch.setattr(own_events, "EVENTS_PER_PARTITION", partition)
+    log = write_log(tmp_path / "log")
+    prepare(options(), tmp_path / "log", tmp_path / "out")
+    seen = []
+    for split, low, high in [("train", 0, 30), ("valid", 30, 40), ("test", 40, 50)]:
+        for row in pq.read_table(tmp_path / "out" / split).to_pylist():
+            target = log[int(row["thing"].removeprefix("thing "))]
+            assert low <= row["time"] == target.time < high
+            assert row["user"] == f"user {target.user}" and 0 <= row["price"] < 1
+            clicks = [f"thing {event.item}" for event in slow_history(log, target, 4)]
+            shown = [[f"thing {i}" for i in x] for x in slow_aligned(log, target, 4, 2, 9)]
+            assert (row["clicks"], row["shown"]) == (clicks, shown)
+            liked = [e for e in log if e.user == target.user and e.item % 5 == 0]
+            past = sorted((e for e in liked if e.time < target.time), key=lambda e: e.time)
+            assert row["likes"] == [f"thing {event.item}" for event in past[-3:]]
+            seen.append(target.item)
+    assert sorted(seen) == list(range(400)) and seen != sorted(seen)
+    about = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert about["notes"] == ["shown has a list for each of clicks"]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"valid_from": 40}, "test_from 40: not after valid_from 40"),
+        (
+            {"histories": {**HISTORIES, "more": {"column": "liked", "around": "shown"}}},
+            "histories.more.around: got 'shown', expected one of clicks, likes",
+        ),
+        ({"user": "member"}, "column 'member' is missing; the file has user, time, kind, liked"),
+        ({"time": "price"}, "column 'price' is double; it needs to be integers"),
+        (
+            {"histories": {"price": HISTORIES["clicks"]}},
+            "already has a column 'price'; choose another name in histories",
+        ),
+        ({"test_from": 900}, "no event of the test data; mend valid_from 30 and test_from 900"),
+    ],
+)
+def test_messages(tmp_path: Path, changes: dict[str, Any], what: str):
+    write_log(tmp_path / "log")
+    with pytest.raises(ValueError) as caught:
+        prepare(options(**changes), tmp_path / "log", tmp_path / "out")
+    assert what in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_files(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"there are no \.parquet files"):
+        prepare(options(), tmp_path, tmp_path / "out")
+
+
+def test_an_event_without_a_time(tmp_path: Path):
+    table = pa.table({"user": [1, 2], "time": [1, None], "thing": [1, 2], "kind": [0, 0]})
+    pq.write_table(table.append_column("liked", pa.array([True, False])), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="column 'time' has nulls: every event needs a time"):
+        prepare(options(), tmp_path, tmp_path / "out")
