@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from deltarec.cli import main
+from deltarec.data.prepare import DATASETS
 from tests.small_job import CONFIG, write_small_data
 
 JOB = """
@@ -319,7 +320,14 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "-"], "dataset 'nowhere' is not known: one of adult, movielens-1m, synth"),
+        (["nowhere", "-"], f"dataset 'nowhere' is not known: one of {', '.join(DATASETS)}"),
+        (
+            [
+                *["own-events", "-", "--set", "histories={a: {column: x, last: 0}}"],
+                *["--set", "valid_from=1", "--set", "test_from=2"],
+            ],
+            "--set: histories.a.last: got 0: ",
+        ),
         (["synth", "-", "--set", "row=3"], "--set: unknown key 'row': did you mean 'rows'?"),
         (["synth", "-", "--set", "rows=few"], "--set: rows: got 'few': input should be a valid"),
         (["synth", "-", "--set", "rows"], "--set rows: expected path.to.key=value"),

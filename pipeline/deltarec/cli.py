@@ -59,13 +59,15 @@ def _doctor(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> int:
+    from omegaconf import OmegaConf
+
     from deltarec.config import override, validate
     from deltarec.data.prepare import DATASETS
     from deltarec.data.prepare.dataset import prepare
 
     if options.dataset not in DATASETS:
         raise ValueError(f"dataset '{options.dataset}' is not known: one of {', '.join(DATASETS)}")
-    values = dict(override({"dataset": options.dataset}, options.set))
+    values = OmegaConf.to_container(override({"dataset": options.dataset}, options.set))
     dataset = validate(DATASETS[options.dataset], values, source="--set")
     target = Path(options.target)
     prepare(dataset, Path(options.source), target)
