@@ -61,20 +61,20 @@ class PairNetwork(nn.Module):
         They are the scores of the samples' items `[B, T]`; then, for each task, those of its
         negatives; then the tasks' penalties `[B, T]`.
         """
-        samples = len(batch.index)
         fields = self._fields(batch, outputs)
         scores, negatives, penalties = [], [], []
         for t, (name, task) in enumerate(self.schema.tasks.items()):
             drawn = [n for n, f in self.schema.drawn.items() if f.task == name]
             sides = [self._take(fields, task.query)]
             sides += [self._take(fields, [feature]) for feature in (task.item[0], *drawn)]
-            query = self._encode(2 * t, partial(self.pair.query, name), sides[:1])
-            items = self._encode(2 * t + 1, partial(self.pair.item, name), sides[1:])
-            found = (query.float() * items.float().view(-1, samples, items.shape[1])).sum(2)
+            query, *items = (
+                self._encode(side, partial(self.pair.item if n else self.pair.query, name), (t, n))
+                for n, side in enumerate(sides)
+            )
+            found = [(query * item).sum(1) for item in items]
             scores.append(found[0])
             negatives += found[1:]
-            squares = [v.square().sum(1) for side in sides for v in side.vectors]
-            penalties.append(torch.stack(squares).sum(0) / 2)
+            penalties.append(self._penalty(sides))
         return cast(Tensor, _Columns.apply(*scores, *negatives, *penalties))
 
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
@@ -120,24 +120,25 @@ class PairNetwork(nn.Module):
         return Fields(vectors, torch.cat([none, *dense], dim=1))
 
     def _encode(
-        self, place: int, encode: Callable[[Fields], Tensor], parts: list[Fields]
+        self, fields: Fields, encode: Callable[[Fields], Tensor], place: tuple[int, int]
     ) -> Tensor:
-        """The vectors of several fields of the same samples, `[parts * B, D]`.
+        """The vectors of a side, float32 `[B, D]`.
 
         `place` tells one use of a tower from others, for its dropout.
         """
-        samples = len(parts[0].dense)
-        stacked = Fields(
-            [torch.cat(v) for v in zip(*(p.vectors for p in parts), strict=True)],
-            torch.cat([p.dense for p in parts]),
-        )
-        rows = torch.arange(samples, device=stacked.dense.device).repeat(len(parts))
-        number = torch.arange(len(parts), device=rows.device).repeat_interleave(samples)
-        with (
-            seeing(self.pair, rows, number + (place << 16)),
-            torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16),
-        ):
-            return encode(stacked)
+        device = fields.dense.device
+        rows = torch.arange(len(fields.dense), device=device)
+        number = torch.full_like(rows, (place[0] << 16) + place[1])
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        with seeing(self.pair, rows, number), autocast:
+            return encode(fields).float()
+
+    def _penalty(self, sides: list[Fields]) -> Tensor:
+        """Half the squared length of all vectors of each sample, `[B]`; zeros where not wanted."""
+        total = sides[0].dense.new_zeros(len(sides[0].dense))
+        if self.l2:
+            total = sum(((v * v).sum(1) for side in sides for v in side.vectors), total) / 2
+        return total
 
 
 class _Columns(torch.autograd.Function):
