@@ -23,7 +23,7 @@ from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.second_pass import SecondPass
 from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
-from deltarec.models import SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
 from deltarec.optimizers import DENSE_OPTIMIZERS, SCHEDULES
 from deltarec.trainer import build_model
@@ -251,6 +251,7 @@ REGISTRIES: dict[str, tuple[Mapping[str, type[Any]], str]] = {
     "trunks": (TRUNKS, "name"),
     "scenario modules": (SCENARIO_MODULES, "name"),
     "task heads": (TASK_HEADS, "name"),
+    "pair models": (PAIR_MODELS, "name"),
     "balancers": (BALANCERS, "name"),
     "dense optimizers": (DENSE_OPTIMIZERS, "name"),
     "schedules": (SCHEDULES, "name"),
