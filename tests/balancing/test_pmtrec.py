@@ -201,13 +201,13 @@ def test_local_norms_are_exact_on_one_process(
 def test_local_norms_exchange_nothing(data: Path, tmp_path: Path):
     counts = {}
     for name, balance in (
-        ("mgda", {"name": "mgda"}),
+        ("equal", {"name": "equal"}),
         ("local", {"name": "pmtrec", "norms": "local"}),
         ("global", {"name": "pmtrec"}),
     ):
         job = pair_job(data, balance=balance)
         counts[name] = len(run_ranks(2, exchanges, tmp_path / name, job)[0])
-    assert counts["mgda"] == counts["local"] < counts["global"]
+    assert counts["equal"] == counts["local"] < counts["global"]
 
 
 def test_lists_are_weighed_row_by_row(tmp_path: Path, one_process: torch.device):

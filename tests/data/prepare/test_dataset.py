@@ -164,6 +164,5 @@ def test_the_registry_chooses_by_name() -> None:
     job = validate(Job, {"prepare": {"dataset": "synth", "rows": 100}}, "job")
     assert job.prepare == Synth(rows=100)
     assert validate(Job, {"prepare": {"dataset": "adult"}}, "job").prepare == Adult()
-    assert all(member(dataset=name).dataset == name for name, member in DATASETS.items())
     with pytest.raises(ValueError, match="'synt' is not known"):
         validate(Job, {"prepare": {"dataset": "synt"}}, "job")
