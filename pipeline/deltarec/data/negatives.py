@@ -14,10 +14,7 @@ import numpy as np
 
 from deltarec.data.block import Block, Ragged
 from deltarec.data.schema import NegativeFeature, Schema
-
-_GOLDEN, _MIX_1, _MIX_2 = (
-    np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
+from deltarec.data.transforms import mix
 
 
 def with_negatives(block: Block, schema: Schema, seed: int, epoch: int) -> Block:
@@ -41,8 +38,8 @@ def hashed(values: np.ndarray, *keys: int) -> np.ndarray:
     """Random-looking uint64 of integers `[n]` and keys, by the finaliser of SplitMix64."""
     state = np.zeros((), dtype=np.uint64)
     for key in keys:
-        state = _mix(state ^ np.array(key, dtype=np.uint64))
-    return _mix(_mix(values.astype(np.uint64)) ^ state)
+        state = mix(state ^ np.array(key, dtype=np.uint64), salt=0)
+    return mix(mix(values.astype(np.uint64), salt=0) ^ state, salt=0)
 
 
 def uniform(bits: np.ndarray, bound: int) -> np.ndarray:
@@ -53,11 +50,3 @@ def uniform(bits: np.ndarray, bound: int) -> np.ndarray:
 def _given(ids: Ragged, wanted: np.ndarray) -> np.ndarray:
     """The ids of the wanted samples, each of which has one."""
     return ids.values[wanted[ids.lengths > 0]]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + _GOLDEN
-        x = (x ^ x >> np.uint64(30)) * _MIX_1
-        x = (x ^ x >> np.uint64(27)) * _MIX_2
-    return x ^ x >> np.uint64(31)
