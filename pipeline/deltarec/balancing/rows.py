@@ -65,10 +65,9 @@ class Rows:
 
     def owned(self) -> "Owned":
         """The rows that this rank owns, summed over all ranks; a collective."""
-        if dist.get_world_size() == 1:
-            place = torch.arange(len(self.keys), device=self.keys.device)
-            return Owned(self, place, place, torch.zeros_like(place))
         place = torch.arange(len(self.keys), device=self.keys.device)
+        if dist.get_world_size() == 1:
+            return Owned(self, place, place, torch.zeros_like(place))
         origin = torch.full_like(self.keys, rank())
         sent = [self.keys, place, origin, self.gradients]
         keys, place, origin, gradients = exchange(sent, owners(self.keys))

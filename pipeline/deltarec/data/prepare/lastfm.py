@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from deltarec.data.prepare.dataset import Dataset, require
-from deltarec.data.prepare.relations import Pairs, neighbours, positions, write_relations
+from deltarec.data.prepare.relations import Pairs, neighbours, write_relations
 
 ORIGIN = "https://grouplens.org/datasets/hetrec-2011/ (hetrec2011-lastfm-2k)"
 
@@ -39,15 +39,15 @@ class LastFM(Dataset):
         pairs, times = np.unique(np.stack(tagged), axis=1, return_counts=True)
         pairs = pairs[:, (times >= self.common) & np.isin(pairs[0], artists)]
         tags = np.unique(pairs[1])
-        user, artist = positions(listens[0], users), positions(listens[1], artists)
+        user, artist = np.searchsorted(users, listens[0]), np.searchsorted(artists, listens[1])
         order = np.random.default_rng(self.seed).permutation(len(user))
         cuts = [int(0.8 * len(order)), int(0.9 * len(order))]
         train, valid, test = ((user[rows], artist[rows]) for rows in np.split(order, cuts))
         relations = {
             ("user", "artist"): train,
-            ("user", "friend"): (positions(friends[0], users), positions(friends[1], users)),
+            ("user", "friend"): (np.searchsorted(users, friends[0]), np.searchsorted(users, friends[1])),
             ("artist", "other"): neighbours(train, len(artists), self.neighbours, self.common),
-            ("artist", "tag"): (positions(pairs[0], artists), positions(pairs[1], tags)),
+            ("artist", "tag"): (np.searchsorted(artists, pairs[0]), np.searchsorted(tags, pairs[1])),
         }
         write_relations(target, relations, {"valid": valid, "test": test}, self.seed)
         return {

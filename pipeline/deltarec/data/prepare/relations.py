@@ -62,11 +62,6 @@ def neighbours(pairs: Pairs, num_items: int, most: int, common: int) -> Pairs:
     return row[place < most], other[place < most]
 
 
-def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Places of ids among ascending known ones, all of which are there."""
-    return np.searchsorted(known, ids)
-
-
 def _table(names: list[str], columns: tuple[str, str], pairs: Pairs) -> pa.Table:
     values = dict(zip(columns, pairs, strict=True))
     rows = len(pairs[0])
