@@ -12,6 +12,7 @@ from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.equal import Equal
 from deltarec.balancing.pmtrec import PMTRec
+from deltarec.balancing.rmtl import RMTL
 from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
 from deltarec.data.files import Damage, ParquetFile, find
@@ -391,6 +392,8 @@ class Job(Config):
             )
 
     def _check_balance(self) -> None:
+        if isinstance(self.balance, RMTL.Config) and len(self.tasks) > 1:
+            self._check_episodes(self.balance)
         if not isinstance(self.balance, AdaTask.Config) or len(self.tasks) == 1:
             return
         optimizer = self.train.optimizer
@@ -410,6 +413,23 @@ class Job(Config):
                     f"embedding.tables.{name}.sharding: 'data_parallel' leaves the table to the "
                     "dense optimiser, which balance adatask makes plain sgd; choose another"
                 )
+
+    def _check_episodes(self, balance: RMTL.Config) -> None:
+        if self.model.pair is not None:
+            raise ValueError(
+                "balance.name: 'rmtl' looks at the representation of a sample, which pairwise "
+                "tasks do not have; choose another method"
+            )
+        if balance.gamma and self.data.user is None:
+            raise ValueError(
+                f"balance.gamma: {balance.gamma} counts the user's next sample; set data.user, or "
+                "gamma to 0"
+            )
+        if balance.gamma and self.data.reader.shuffle:
+            raise ValueError(
+                f"balance.gamma: {balance.gamma} counts the user's next sample; set "
+                "data.reader.shuffle to false, or gamma to 0"
+            )
 
     def _check_scenario(self) -> None:
         if self.scenario is None:

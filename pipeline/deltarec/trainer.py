@@ -27,10 +27,11 @@ from deltarec import config as configuration
 from deltarec.balancing import balancer_of
 from deltarec.balancing.balancer import Balancer
 from deltarec.checkpoint import Checkpoints, TrainState
+from deltarec.conflict_plot import draw_conflicts
 from deltarec.data.batch import Batch, Position
 from deltarec.data.files import Damage
 from deltarec.data.reader import Reader
-from deltarec.distributed import all_sum, rank, world_size
+from deltarec.distributed import all_sum, is_main, rank, world_size
 from deltarec.embeddings import sharding
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
 from deltarec.embeddings.collections import EmbeddingTables
@@ -162,7 +163,7 @@ class Trainer:
                     profiler.step()
         batches.close()
         progress.close()
-        return self._finish()
+        return self._finish(progress)
 
     def evaluate(self, split: Split) -> Result:
         """Metrics of the model as it stands on a split; a collective, equal on every rank."""
@@ -373,7 +374,7 @@ class Trainer:
         stopping = self.job.train.early_stopping
         return stopping is not None and self.state.evaluations_since_best >= stopping.patience
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self, progress: Progress) -> dict[str, Any]:
         self.checkpoints.wait()
         measured = self.state.step
         if self.checkpoints.find("best"):
@@ -402,6 +403,8 @@ class Trainer:
         result["config_sha256"] = configuration.fingerprint(self.job)
         self.run.write("result.json", json.dumps(result, indent=2) + "\n")
         self.run.close()
+        if is_main():
+            draw_conflicts(self.run.path, progress.say)
         return result
 
     def _skipped_values(self, split: Split) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def train(folder: Path, name: str) -> tuple[Tensor, dict[str, float]]:
     if name == "pmtrec":  # which has no weighted lists
         scores = {"kind": "ids", "column": "tags", "table": "scores"}
         overrides["features__scores"] = scores
+    if name == "rmtl":  # which wants a user's samples in a row
+        overrides |= {"data__reader": {"shuffle": False}, "data__user": "scenario"}
     job = small_job(folder, **overrides)
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     trainer.model.train()

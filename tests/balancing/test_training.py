@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltarec.conflict_plot import conflicts
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
 from tests.embeddings.quantised_job import quantised_job
@@ -51,6 +52,18 @@ def test_norms_and_cosines_are_logged(tmp_path: Path, one_process: torch.device)
     assert line["weight/click"] + line["weight/buy"] == pytest.approx(2)
     assert line["gradient_norm/click"] > 0
     assert -1 <= line["gradient_cosine/click/buy"] <= 1
+    found = conflicts(tmp_path / "run")
+    assert len(found["gradient_cosine/click/buy"]) == len(found["weight/buy"]) == 2
+    picture = (tmp_path / "run" / "conflict.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+
+def test_without_gradients_by_task_there_is_no_picture_of_conflicts(
+    tmp_path: Path, one_process: torch.device
+):
+    write_small_data(tmp_path)
+    logged(tmp_path / "run", tmp_path, {"name": "equal"}, 1)
+    assert not (tmp_path / "run" / "conflict.png").exists()
 
 
 @pytest.mark.parametrize("name", ["rlw", "dwa", "mgda"])

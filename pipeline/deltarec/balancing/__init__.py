@@ -23,6 +23,7 @@ from deltarec.balancing.pcgrad import PCGrad
 from deltarec.balancing.pe_ltr import PELTR
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rlw import RLW
+from deltarec.balancing.rmtl import RMTL
 from deltarec.balancing.static import Static
 from deltarec.balancing.stch import STCH
 from deltarec.balancing.uw import UW
@@ -53,6 +54,7 @@ BALANCERS: dict[str, type[Balancer]] = {
     "metabalance": MetaBalance,
     "adatask": AdaTask,
     "pmtrec": PMTRec,
+    "rmtl": RMTL,
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interfaces of balancing methods: those that weigh losses, and those that need gradients.
+"""The interfaces of balancing methods: they weigh losses or samples, or need gradients.
 
 What a method remembers from step to step is in persistent buffers, which checkpoints save. Whatever
 it solves or draws comes from global quantities, in float64, so that all ranks find the same.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltarec.balancing.gradients import TaskGradients
 from deltarec.config import Config
+from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
 
 
@@ -102,6 +103,35 @@ class LossBalancer(Balancer):
             weights = self.weights(global_losses(losses))
         self.note(weights)
         return losses * weights.to(losses)
+
+
+class SampleBalancer(Balancer):
+    """Weighs the losses of single samples; what it is made of may learn from a loss of its own."""
+
+    @abstractmethod
+    def prepare(self, width: int) -> None:
+        """Told once, before training, how wide the representation is."""
+
+    @abstractmethod
+    def sample_weights(
+        self, batch: Batch, states: Tensor, actions: Tensor, losses: Tensor, present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The weights of a batch's samples, once a training step, on all ranks.
+
+        Args:
+            batch: this rank's.
+            states: the representations `[B, H]`, detached, like all that follows.
+            actions: the predictions `[B, T]`.
+            losses: of each sample and task `[B, T]`; 0 where the task has none.
+            present: whether it has one, bool `[B, T]`.
+
+        Returns:
+            `[B, T]`, without gradients; and this rank's share of the method's own loss.
+        """
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """The losses as they are, in evaluations."""
+        return losses
 
 
 class GradientBalancer(Balancer):

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from deltarec.balancing.balancer import Balancer, GradientBalancer
+from deltarec.balancing.balancer import Balancer, GradientBalancer, SampleBalancer
 from deltarec.balancing.gradients import GradientBoundary, reached_by_one_task
 from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
@@ -108,6 +109,10 @@ class Network(nn.Module):
 
     def forward(self, batch: Batch, outputs: list) -> Tensor:
         """What the heads give, `[B, C]`, from a batch and the outputs of its tables."""
+        return self.represented(batch, outputs)[1]
+
+    def represented(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor]:
+        """The representation `[B, H]`, and what the heads make of it."""
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, batch, self.fake_quantisers)
@@ -118,7 +123,7 @@ class Network(nn.Module):
                 group = [found.sequences[other] for other in self.schema.sequence_groups[name]]
                 vectors += encoder(found.pooled[target] if target else None, group)
             representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
-            return self.heads(representation)
+            return representation, self.heads(representation)
 
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
         """The terms of the tasks' losses; as in `TaskHeads.losses`."""
@@ -173,12 +178,16 @@ class RankingModel(nn.Module):
                 by_row=isinstance(network, PairNetwork),
             )
             balancer.prepare(list(schema.sparse), self.boundary.shared, own)
+        elif isinstance(balancer, SampleBalancer):
+            assert isinstance(network, Network)
+            balancer.prepare(network.scenario.output_dim)
+            self.boundary = WeighedSamples(network, self.losses, balancer)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""
         if self.boundary is not None and torch.is_grad_enabled():
-            linear, losses, columns = self.boundary(batch, self.tables(batch))
-            return linear, (losses, columns[:, : self.num_tasks])
+            total, losses, columns = self.boundary(batch, self.tables(batch))
+            return total, (losses, columns[:, : self.num_tasks])
         columns = self.network(batch, self.tables(batch))
         losses = self.losses(columns, batch)
         return self.balancer(losses), (losses.detach(), columns[:, : self.num_tasks].detach())
@@ -210,11 +219,12 @@ class TaskLosses(nn.Module):
             for task in tasks.values()
         )
 
-    def forward(self, columns: Tensor, batch: Batch) -> Tensor:
-        """The heads' columns `[B, C]` to losses `[T]`."""
-        terms = self.terms(columns.float(), batch.labels, batch.mask)
-        samples = torch.stack([term.samples for term in terms], dim=1)
-        values = torch.stack([term.value for term in terms], dim=1) * batch.weight.unsqueeze(1)
+    def forward(self, columns: Tensor, batch: Batch, weights: Tensor | None = None) -> Tensor:
+        """Columns `[B, C]`, and perhaps weights of the samples `[B, T]`, to losses `[T]`."""
+        terms, samples, values = self._terms(columns, batch)
+        values = values * batch.weight.unsqueeze(1)
+        if weights is not None:
+            values = values * weights[:, [term.task for term in terms]]
         sums = torch.where(samples, values, 0).sum(0)
         count = batch.num_samples
         if self.may_mask:  # then it differs by term, and no rank knows it alone
@@ -225,6 +235,47 @@ class TaskLosses(nn.Module):
             for t in range(self.num_tasks)
         ]
         return torch.stack(by_task)  # pyright: ignore[reportArgumentType]  # none is without terms
+
+    def by_sample(self, columns: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of each sample and task the loss, or 0, and whether it has one: `[B, T]` each."""
+        terms, samples, values = self._terms(columns, batch)
+        of_task = F.one_hot(torch.tensor([term.task for term in terms]), self.num_tasks)
+        of_task = of_task.to(values)
+        return torch.where(samples, values, 0) @ of_task, samples.to(values) @ of_task > 0
+
+    def _terms(self, columns: Tensor, batch: Batch) -> tuple[list[LossTerm], Tensor, Tensor]:
+        """The heads' terms, N of them; their samples and their values, `[B, N]` each."""
+        terms = self.terms(columns.float(), batch.labels, batch.mask)
+        samples = torch.stack([term.samples for term in terms], dim=1)
+        return terms, samples, torch.stack([term.value for term in terms], dim=1)
+
+
+class WeighedSamples(nn.Module):
+    """Runs a network and lets a balancing method weigh its losses sample by sample.
+
+    Args:
+        network: batch and outputs of the tables to representation and columns.
+        losses: columns, batch and weights to this rank's shares of the losses.
+        balancer: the method.
+    """
+
+    def __init__(self, network: Network, losses: TaskLosses, balancer: SampleBalancer) -> None:
+        super().__init__()
+        self._parts = (network, losses, balancer)  # not registered here a second time
+
+    def forward(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor, Tensor]:
+        """What to differentiate, of one element; detached, losses `[T]` and columns `[B, C]`."""
+        network, losses, balancer = self._parts
+        states, columns = network.represented(batch, outputs)
+        with torch.no_grad():
+            actions = predictions(columns, network.schema.tasks)
+            found, present = losses.by_sample(columns, batch)
+            plain = losses(columns, batch)
+        weights, own = balancer.sample_weights(
+            batch, states.detach().float(), actions, found, present
+        )
+        total = losses(columns, batch, weights).sum() + own
+        return total.reshape(1), plain, columns.detach()
 
 
 def predictions(logits: Tensor, tasks: Mapping[str, Task]) -> Tensor:
