@@ -26,7 +26,9 @@ def reader(folder: Path, rank: int = 0, num_ranks: int = 1, schema=SKIPPING, **o
     return Reader(files, schema, config, 16, 0, rank, num_ranks, damage=damage)
 
 
-def epoch(folder: Path, num_ranks: int, start: Position) -> list[tuple[set[int], Counter, Position]]:
+def epoch(
+    folder: Path, num_ranks: int, start: Position
+) -> list[tuple[set[int], Counter, Position]]:
     """For each step: the samples of all ranks, what is lost, the position after it."""
     ranks = [list(reader(folder, r, num_ranks).read(start, 2)) for r in range(num_ranks)]
     steps = []

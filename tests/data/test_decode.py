@@ -486,7 +486,10 @@ def test_lists_of_lists_go_with_the_ids_that_are_kept():
     assert found.inner is not None
     assert found.inner.values.tolist() == [3, 0, 1, 0, 2]
     assert found.inner.lengths.tolist() == [3, 0, 2, 0]
-    for kept in (block.take(np.array([2, 0])), Block.concat([block.slice(2, 3), block.slice(0, 1)])):
+    for kept in (
+        block.take(np.array([2, 0])),
+        Block.concat([block.slice(2, 3), block.slice(0, 1)]),
+    ):
         assert kept.ragged["x"].values.tolist() == [5, 6, 1, 2, 3, 4]
         assert kept.ragged["x"].inner is not None
         assert kept.ragged["x"].inner.values.tolist() == [0, 2, 3, 0, 1]

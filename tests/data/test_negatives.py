@@ -67,7 +67,10 @@ def test_other_epochs_seeds_and_numbers_draw_others(data: Path):
 
 def test_all_items_but_the_samples_own_are_equally_likely(data: Path):
     drawn = by_sample(list(reader(data, 7).read(Position(), epochs=10)))
-    for item, negative, rows in (("item", "listen/negative0", ITEMS), ("friend", "social/negative0", USERS)):
+    for item, negative, rows in (
+        ("item", "listen/negative0", ITEMS),
+        ("friend", "social/negative0", USERS),
+    ):
         pairs = [(ids[item], ids[negative]) for ids in drawn.values() if negative in ids]
         assert all(positive != other for positive, other in pairs)
         counts = np.bincount([other for _, other in pairs], minlength=rows)

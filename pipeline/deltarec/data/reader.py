@@ -146,12 +146,15 @@ class Reader:
 
         Files are known by the rows and bytes of their row groups, so that they may be moved.
         """
-        groups = [(rows, file.metadata.row_group(i).total_byte_size)
-                  for file, i, rows in self._row_groups]
+        groups = [
+            (rows, file.metadata.row_group(i).total_byte_size) for file, i, rows in self._row_groups
+        ]
         return {
             "rows": self.num_samples,
             "row groups": len(groups),
-            "digest of the row groups' sizes": hashlib.sha256(repr(groups).encode()).hexdigest()[:16],
+            "digest of the row groups' sizes": hashlib.sha256(repr(groups).encode()).hexdigest()[
+                :16
+            ],
             "data.reader.streams": self.order.num_streams,
             "data.reader.shuffle_window": self.order.window,
             "seed of the shuffle": self.order.seed,

@@ -78,9 +78,7 @@ class EpochOrder:
         starts = np.arange(num_lanes + 1, dtype=np.int64) * self.num_rows // num_lanes
         after = np.minimum(np.searchsorted(self.bounds, starts), len(self.bounds) - 1)
         before = np.maximum(after - 1, 0)
-        nearer = np.where(
-            self.bounds[after] - starts < starts - self.bounds[before], after, before
-        )
+        nearer = np.where(self.bounds[after] - starts < starts - self.bounds[before], after, before)
         bounds = self.bounds[nearer]
         return np.where(abs(bounds - starts) * num_lanes <= NEAR * self.num_rows, bounds, starts)
 

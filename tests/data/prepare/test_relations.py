@@ -28,7 +28,12 @@ def test_neighbours_are_the_nearest_by_cosine():
     user = np.array([0, 0, 0, 1, 1, 2, 3, 2, 3])
     item = np.array([0, 1, 2, 0, 1, 1, 1, 3, 3])
     first, other = neighbours((user, item), 5, most=1, common=1)
-    assert list(zip(first.tolist(), other.tolist(), strict=True)) == [(0, 1), (1, 0), (2, 0), (3, 1)]
+    assert list(zip(first.tolist(), other.tolist(), strict=True)) == [
+        (0, 1),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+    ]
     first, other = neighbours((user, item), 5, most=9, common=2)
     assert set(zip(first.tolist(), other.tolist(), strict=True)) == {(0, 1), (1, 0), (1, 3), (3, 1)}
 
@@ -43,9 +48,16 @@ def lastfm(tmp_path: Path) -> Path:
         "user_friends.dat": ["userID\tfriendID", "10\t19", "19\t10"],
         "user_taggedartists.dat": [
             "userID\tartistID\ttagID\tday\tmonth\tyear",
-            *(f"{user}\t{artist}\t{tag}\t1\t2\t2009" for user, artist, tag in (
-                (10, 101, 5), (11, 101, 5), (10, 102, 3), (10, 999, 5), (11, 999, 5)
-            )),
+            *(
+                f"{user}\t{artist}\t{tag}\t1\t2\t2009"
+                for user, artist, tag in (
+                    (10, 101, 5),
+                    (11, 101, 5),
+                    (10, 102, 3),
+                    (10, 999, 5),
+                    (11, 999, 5),
+                )
+            ),
         ],
     }
     for name, lines in tables.items():

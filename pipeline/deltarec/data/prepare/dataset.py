@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw public data to Parquet folders: what every dataset shares.
 
-A prepared folder holds `train/`, `valid/` and `test/` with one Parquet file each, and
-`dataset.json` (options, rows of each split, table sizes, notes). It appears under its name only
+A prepared folder holds `train/`, `valid/` and `test/` with one Parquet file each (or, for streaming
+jobs, partitions by time: `stream.py`), and `dataset.json` (options, rows, table sizes, notes). It appears under its name only
 when it is whole: it is built in a sibling folder and renamed.
 """
 
@@ -50,6 +50,10 @@ class Dataset(Config):
             ValueError: a raw file is missing.
         """
 
+    def count_rows(self, target: Path) -> dict[str, int]:
+        """The rows of each split that was written."""
+        return {split: pq.read_metadata(_file(target, split)).num_rows for split in SPLITS}
+
 
 def prepare(dataset: Dataset, source: Path, target: Path) -> None:
     """Build the folder `target`; interrupted at any moment, it leaves nothing under that name.
@@ -66,7 +70,7 @@ def prepare(dataset: Dataset, source: Path, target: Path) -> None:
     begin = time.monotonic()
     try:
         facts = dataset.write(source, partial)
-        rows = {split: pq.read_metadata(_file(partial, split)).num_rows for split in SPLITS}
+        rows = dataset.count_rows(partial)
         summary = {
             "dataset": dataset.dataset,
             "options": dataset.model_dump(mode="json"),
@@ -120,11 +124,20 @@ def write_split(target: Path, split: str, num_rows: int, tables: Iterable[pa.Tab
     """
     file = _file(target, split)
     file.parent.mkdir()
-    groups = _row_groups(_ahead(tables), row_group_ends(num_rows))
+    write_tables(file, _ahead(tables), row_group_ends(num_rows), split)
+
+
+def write_tables(file: Path, tables: Iterable[pa.Table], ends: list[int], label: str) -> None:
+    """Write one file from a stream of tables, with row groups that end at these rows.
+
+    The tables together have as many rows as the last end says.
+    """
+    num_rows = ends[-1]
+    groups = _row_groups(tables, ends)
     first = next(groups)
     with (
         _writer(file, first.schema) as writer,
-        tqdm(total=num_rows, desc=split, unit="row", unit_scale=True, disable=None) as progress,
+        tqdm(total=num_rows, desc=label, unit="row", unit_scale=True, disable=None) as progress,
     ):
         for group in itertools.chain([first], groups):
             writer.write_table(group)

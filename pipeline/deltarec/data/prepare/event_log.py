@@ -141,7 +141,11 @@ class Feedback:
 
 
 def aligned(
-    clicks: Ranges, windows: Ranges, exposures: Feedback, rows: Positions, values: NDArray | pa.Array
+    clicks: Ranges,
+    windows: Ranges,
+    exposures: Feedback,
+    rows: Positions,
+    values: NDArray | pa.Array,
 ) -> pa.ListArray:
     """What stood around each click of each row's history, and before the row's own time.
 

@@ -45,9 +45,15 @@ class LastFM(Dataset):
         train, valid, test = ((user[rows], artist[rows]) for rows in np.split(order, cuts))
         relations = {
             ("user", "artist"): train,
-            ("user", "friend"): (np.searchsorted(users, friends[0]), np.searchsorted(users, friends[1])),
+            ("user", "friend"): (
+                np.searchsorted(users, friends[0]),
+                np.searchsorted(users, friends[1]),
+            ),
             ("artist", "other"): neighbours(train, len(artists), self.neighbours, self.common),
-            ("artist", "tag"): (np.searchsorted(artists, pairs[0]), np.searchsorted(tags, pairs[1])),
+            ("artist", "tag"): (
+                np.searchsorted(artists, pairs[0]),
+                np.searchsorted(tags, pairs[1]),
+            ),
         }
         write_relations(target, relations, {"valid": valid, "test": test}, self.seed)
         return {

@@ -70,9 +70,7 @@ class OwnEvents(Dataset):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.valid_from >= self.test_from:
-            raise ValueError(
-                f"test_from {self.test_from}: not after valid_from {self.valid_from}"
-            )
+            raise ValueError(f"test_from {self.test_from}: not after valid_from {self.valid_from}")
         for name, history in self.histories.items():
             first = self.histories.get(history.around) if history.around else None
             if history.around and (first is None or first.around):

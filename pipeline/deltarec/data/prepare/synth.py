@@ -266,11 +266,11 @@ class World:
 
     def _draw(self, rng: np.random.Generator) -> "Draw":
         options = self.options
-        ids = [_zipf(rng, size, options.zipf_exponent, BLOCK_ROWS) for size in options.sizes]
+        ids = [zipf(rng, size, options.zipf_exponent, BLOCK_ROWS) for size in options.sizes]
         sequences = []
         for table in options.tables[options.num_ids :]:
             ends = np.cumsum(rng.integers(0, options.max_length, BLOCK_ROWS, endpoint=True))
-            items = _zipf(rng, options.sizes[table], options.zipf_exponent, ends[-1])
+            items = zipf(rng, options.sizes[table], options.zipf_exponent, ends[-1])
             sequences.append((ends, items))
         dense = rng.standard_normal((options.num_dense, BLOCK_ROWS), dtype=np.float32)
         return Draw(ids, sequences, dense, rng.integers(0, options.num_scenarios, BLOCK_ROWS))
@@ -344,7 +344,7 @@ def judge(label: NDArray[np.int8], probability: Floats) -> dict[str, float | int
     return {"auc": auc, "logloss": float(logloss), "n": len(label)}
 
 
-def _zipf(rng: np.random.Generator, size: int, exponent: float, count: int) -> NDArray[np.int64]:
+def zipf(rng: np.random.Generator, size: int, exponent: float, count: int) -> NDArray[np.int64]:
     """Ids below `size`, with frequencies falling by rank as a power law cut into whole numbers.
 
     The ranks are spread over the ids, as in real tables: hot ids lie anywhere.
