@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from deltarec.data.prepare.adult import Adult
+from deltarec.data.prepare.behaviours import MBRetailRocket, MBTaobao
 from deltarec.data.prepare.census_income import CensusIncome
 from deltarec.data.prepare.ciao import Ciao
 from deltarec.data.prepare.collm import CoLLM
@@ -24,6 +25,8 @@ DATASETS: dict[str, type[Dataset]] = {
     "mb-retailrocket": RetailRocket,
     "lastfm-hetrec": LastFM,
     "social-ciao": Ciao,
+    "mb-taobao": MBTaobao,
+    "mb-retailrocket-behaviours": MBRetailRocket,
     "own-events": OwnEvents,
     "synth": Synth,
     "synth-aligned": SynthAligned,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw public data to Parquet folders: what every dataset shares.
 
-A prepared folder holds `train/`, `valid/` and `test/` with one Parquet file each (or, for streaming
-jobs, partitions by time: `stream.py`), and `dataset.json` (options, rows, table sizes, notes). It appears under its name only
-when it is whole: it is built in a sibling folder and renamed.
+A prepared folder holds `train/`, `valid/` and `test/` with one Parquet file each (or one for each
+behaviour: `behaviours.py`; or, for streaming jobs, partitions by time: `stream.py`), and
+`dataset.json` (options, rows, table sizes, notes). It appears under its name only when it is whole:
+it is built in a sibling folder and renamed.
 """
 
 import hashlib
@@ -52,7 +53,11 @@ class Dataset(Config):
 
     def count_rows(self, target: Path) -> dict[str, int]:
         """The rows of each split that was written."""
-        return {split: pq.read_metadata(_file(target, split)).num_rows for split in SPLITS}
+        files = {split: (target / split).glob("*.parquet") for split in SPLITS}
+        return {
+            split: sum(pq.read_metadata(path).num_rows for path in paths)
+            for split, paths in files.items()
+        }
 
 
 def prepare(dataset: Dataset, source: Path, target: Path) -> None:
@@ -116,15 +121,21 @@ def require(path: Path, origin: str) -> Path:
     return path
 
 
-def write_split(target: Path, split: str, num_rows: int, tables: Iterable[pa.Table]) -> None:
-    """Write one split from a stream of tables of any sizes, which together have `num_rows` rows.
+def write_split(
+    target: Path,
+    split: str,
+    num_rows: int,
+    tables: Iterable[pa.Table],
+    file: str = "part-00000",
+) -> None:
+    """Write a file of a split from a stream of tables of any sizes, of `num_rows` rows together.
 
     Row groups are of equal size (to within one row) and do not depend on how the stream is cut; at
     most one row group is held in memory, beside the table that comes.
     """
-    file = _file(target, split)
-    file.parent.mkdir()
-    write_tables(file, _ahead(tables), row_group_ends(num_rows), split)
+    path = target / split / f"{file}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    write_tables(path, _ahead(tables), row_group_ends(num_rows), split)
 
 
 def write_tables(file: Path, tables: Iterable[pa.Table], ends: list[int], label: str) -> None:
@@ -182,7 +193,3 @@ def _ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         while (table := future.result()) is not None:
             future = thread.submit(next, iterator, None)
             yield table
-
-
-def _file(folder: Path, split: str) -> Path:
-    return folder / split / "part-00000.parquet"
