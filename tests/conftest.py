@@ -13,8 +13,12 @@ import torch
 import torch.distributed as dist
 
 from deltarec.distributed import process_group
+from tests.pair_job import write_pair_data
 
 ROOT = Path(__file__).resolve().parents[1]
+PRELOADED = ["deltarec.trainer", "deltarec.predict", "torch.distributed.optim"]
+"""Imported once, then every rank is a quick fork. TorchRec imports the last one, which compiles
+TorchScript for a second, at the first fused optimiser."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +51,14 @@ def kuairand(data_root: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def pair_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of pair jobs, to be read only."""
+    folder = tmp_path_factory.mktemp("pair_data")
+    write_pair_data(folder)
+    return folder
+
+
 @pytest.fixture
 def one_process() -> Iterator[torch.device]:
     """A process group of this process alone."""
@@ -76,7 +88,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 def start_ranks(folder: str, world_size: int, function: Callable[..., Any], *args: Any):
     """The processes alone; each leaves `result_RANK` in the folder, unless it is killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec"])  # imported once, then every rank is a quick fork
+    context.set_forkserver_preload(PRELOADED)
     ranks = [
         context.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
         for rank in range(world_size)
@@ -94,6 +106,7 @@ def _rank_main(
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
+    dist.barrier()  # a rank that ends early would break the others' connection
     try:
         outcome = (True, function(*args))
     except BaseException:

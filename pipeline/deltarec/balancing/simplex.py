@@ -2,7 +2,6 @@
 """Points of the simplex: the shortest vector of a convex hull, and the nearest point."""
 
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 
@@ -18,6 +17,8 @@ def shortest(gram: Tensor) -> Tensor:
     Returns:
         `[T]`, float64.
     """
+    from scipy.optimize import nnls  # half a second, which jobs of other methods need not wait
+
     gram = gram.double()
     largest = gram.abs().max()
     values, vectors = torch.linalg.eigh(gram / largest.where(largest > 0, 1))
