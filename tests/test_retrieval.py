@@ -16,16 +16,9 @@ from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
-from tests.pair_job import ITEMS, pair_job, write_pair_data
+from tests.pair_job import ITEMS, pair_job
 
 AT = [3, 10]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_data(folder)
-    return folder
 
 
 def job_of(data: Path, **ranking: Any) -> Any:
@@ -89,16 +82,18 @@ def by_hand(folder: Path, data: Path, exclude: list[str]) -> dict[str, float]:
     ("exclude", "chunk"), [(["train"], 8192), (["train", "valid"], 7), ([], 80)]
 )
 def test_against_all_items(
-    data: Path, tmp_path: Path, one_process: torch.device, exclude: list[str], chunk: int
+    pair_data: Path, tmp_path: Path, one_process: torch.device, exclude: list[str], chunk: int
 ):
-    expected = by_hand(tmp_path, data, exclude)
-    assert evaluate(tmp_path, job_of(data, exclude=exclude, chunk=chunk)) == pytest.approx(expected)
+    expected = by_hand(tmp_path, pair_data, exclude)
+    assert evaluate(tmp_path, job_of(pair_data, exclude=exclude, chunk=chunk)) == pytest.approx(
+        expected
+    )
     assert expected["recall@10"]
 
 
 @pytest.mark.parametrize("against", [None, 30])
-def test_the_number_of_ranks_changes_nothing(data: Path, tmp_path: Path, against: int | None):
-    job = job_of(data, against=against, chunk=30)
+def test_the_number_of_ranks_changes_nothing(pair_data: Path, tmp_path: Path, against: int | None):
+    job = job_of(pair_data, against=against, chunk=30)
     [alone], ranks = [run_ranks(n, evaluate, tmp_path, job) for n in (1, 3)]
     for found in ranks:
         assert found == pytest.approx(alone, rel=1e-12)
@@ -106,20 +101,20 @@ def test_the_number_of_ranks_changes_nothing(data: Path, tmp_path: Path, against
 
 @pytest.mark.parametrize("against", [None, 30])
 def test_ties_count_against_the_model(
-    data: Path, tmp_path: Path, one_process: torch.device, against: int | None
+    pair_data: Path, tmp_path: Path, one_process: torch.device, against: int | None
 ):
     """All scores are 0."""
-    found = evaluate(tmp_path, job_of(data, against=against), scale=0.0)
+    found = evaluate(tmp_path, job_of(pair_data, against=against), scale=0.0)
     assert {value for name, value in found.items() if name != "n"} == {0.0}
 
 
-def test_not_finite_scores_are_refused(data: Path, tmp_path: Path, one_process: torch.device):
+def test_not_finite_scores_are_refused(pair_data: Path, tmp_path: Path, one_process: torch.device):
     with pytest.raises(ValueError, match=r"task 'listen': \d+ scores are NaN or infinite"):
-        evaluate(tmp_path, job_of(data), scale=float("nan"))
+        evaluate(tmp_path, job_of(pair_data), scale=float("nan"))
 
 
 def test_against_drawn_items(
-    data: Path, tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
+    pair_data: Path, tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
 ):
     """Each held-out pair is a case, and its candidates are none of the user's."""
     seen: list[Any] = []
@@ -130,19 +125,19 @@ def test_against_drawn_items(
         return seen[-1][0]
 
     monkeypatch.setattr(Retrieval, "_drawn", watched)
-    found = evaluate(tmp_path, job_of(data, against=30, exclude=["train", "valid"], chunk=30))
+    found = evaluate(tmp_path, job_of(pair_data, against=30, exclude=["train", "valid"], chunk=30))
     [(drawn, held)] = seen
     own: dict[int, set[int]] = {}
     for split in ("train", "valid", "test"):
-        for user, item in pairs_of(data, split):
+        for user, item in pairs_of(pair_data, split):
             own.setdefault(user, set()).add(item)
     users = held.ids[held.query]
-    assert drawn.shape == (len(set(pairs_of(data, "test"))), 30)
+    assert drawn.shape == (len(set(pairs_of(pair_data, "test"))), 30)
     assert found["n"] == len(drawn)
     for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
         assert not own[user] & set(items)
     assert len(set(drawn.flatten().tolist())) == ITEMS
-    scores = scores_of(tmp_path, data)
+    scores = scores_of(tmp_path, pair_data)
     above = scores[users.unsqueeze(1), drawn] >= scores[users, held.item].unsqueeze(1)
     for k in AT:
         assert found[f"hr@{k}"] == pytest.approx((above.sum(1) < k).double().mean().item())
@@ -150,11 +145,11 @@ def test_against_drawn_items(
 
 
 def test_a_job_stops_early_by_a_ranking_and_has_learned(
-    data: Path, tmp_path: Path, one_process: torch.device
+    pair_data: Path, tmp_path: Path, one_process: torch.device
 ):
     """Users, items and friends are of one group out of four; by chance recall@20 is a quarter."""
     job = pair_job(
-        data,
+        pair_data,
         data__valid=["valid"],
         data__test=["test"],
         tasks__listen__ranking={"at": [20], "exclude": []},

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from scipy.stats import ttest_rel
-
 ALPHA = 0.05
 """Level of significance, of all comparisons with the baseline together."""
 MAX_COLUMNS = 12
@@ -86,6 +84,8 @@ def cell(values: Mapping[int, float], baseline: Mapping[int, float] | None = Non
     seeds = [seed for seed in values if baseline and seed in baseline]
     if not baseline or not seeds:
         return own
+    from scipy.stats import ttest_rel  # a second, which training need not wait
+
     here, there = [values[seed] for seed in seeds], [baseline[seed] for seed in seeds]
     differences = [a - b for a, b in zip(here, there, strict=True)]
     difference = fmean(differences)

@@ -20,7 +20,7 @@ from tests.balancing.small_problem import balancer
 from tests.balancing.test_gradients import exchanges
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
-from tests.pair_job import pair_job, write_pair_data
+from tests.pair_job import pair_job
 from tests.small_job import small_job, write_small_data
 
 RATE, STEPS = 0.5, 4
@@ -113,13 +113,6 @@ def test_the_order_of_the_batch_is_without_effect(one_process: torch.device):
         torch.testing.assert_close(weights(method(), seed), weights(method()), rtol=1e-6, atol=0)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_data(folder)
-    return folder
-
-
 def job_of(data: Path, **balance: Any) -> Job:
     """Plain gradient descent: what is updated shows the gradient."""
     return pair_job(
@@ -178,9 +171,9 @@ def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_sharded_tables_are_updated_as_plain_ones(data: Path, tmp_path: Path, ranks: int):
+def test_sharded_tables_are_updated_as_plain_ones(pair_data: Path, tmp_path: Path, ranks: int):
     """Rows occur on several ranks, in several features and as negatives; ranks log alike."""
-    job = job_of(data)
+    job = job_of(pair_data)
     wanted = run_ranks(1, by_hand, tmp_path, job)[0]
     results = run_ranks(ranks, train, tmp_path, job)
     for tables, logged in results:
@@ -191,21 +184,21 @@ def test_sharded_tables_are_updated_as_plain_ones(data: Path, tmp_path: Path, ra
 
 
 def test_local_norms_are_exact_on_one_process(
-    data: Path, tmp_path: Path, one_process: torch.device
+    pair_data: Path, tmp_path: Path, one_process: torch.device
 ):
-    found = train(tmp_path, job_of(data, norms="local"))[0]
-    for name, value in by_hand(tmp_path, job_of(data)).items():
+    found = train(tmp_path, job_of(pair_data, norms="local"))[0]
+    for name, value in by_hand(tmp_path, job_of(pair_data)).items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_local_norms_exchange_nothing(data: Path, tmp_path: Path):
+def test_local_norms_exchange_nothing(pair_data: Path, tmp_path: Path):
     counts = {}
     for name, balance in (
         ("equal", {"name": "equal"}),
         ("local", {"name": "pmtrec", "norms": "local"}),
         ("global", {"name": "pmtrec"}),
     ):
-        job = pair_job(data, balance=balance)
+        job = pair_job(pair_data, balance=balance)
         counts[name] = len(run_ranks(2, exchanges, tmp_path / name, job)[0])
     assert counts["equal"] == counts["local"] < counts["global"]
 

@@ -10,17 +10,10 @@ from deltarec.data.batch import Batch, Position
 from deltarec.data.files import find
 from deltarec.data.negatives import hashed, uniform
 from deltarec.data.reader import Reader, ReaderConfig
-from tests.pair_job import ITEMS, ROWS, USERS, pair_job, write_pair_data
+from tests.pair_job import ITEMS, ROWS, USERS, pair_job
 
 Drawn = dict[tuple[int, int], dict[str, int]]
 """By epoch and sample, the id of each feature that the sample has."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_data(folder)
-    return folder
 
 
 def reader(data: Path, draw: int | None, rank: int = 0, num_ranks: int = 1) -> Reader:
@@ -39,19 +32,19 @@ def by_sample(batches: list[Batch]) -> Drawn:
     return {key: values for key, values in found.items() if key[1] >= 0}
 
 
-def test_each_sample_has_its_own_negatives_on_any_ranks_and_after_a_restart(data: Path):
-    whole = by_sample(list(reader(data, 7).read(Position(), epochs=2)))
+def test_each_sample_has_its_own_negatives_on_any_ranks_and_after_a_restart(pair_data: Path):
+    whole = by_sample(list(reader(pair_data, 7).read(Position(), epochs=2)))
     assert len(whole) == 2 * ROWS["train"]
-    ranks = [by_sample(list(reader(data, 7, r, 3).read(Position(), epochs=2))) for r in range(3)]
+    ranks = [by_sample(list(reader(pair_data, 7, r, 3).read(Position(), epochs=2))) for r in range(3)]
     assert {k: v for rank in ranks for k, v in rank.items()} == whole
-    resumed = by_sample(list(reader(data, 7).read(Position(1, 700), epochs=2)))
+    resumed = by_sample(list(reader(pair_data, 7).read(Position(1, 700), epochs=2)))
     assert len(resumed) == ROWS["train"] - 700
     assert all(whole[key] == values for key, values in resumed.items())
 
 
-def test_other_epochs_seeds_and_numbers_draw_others(data: Path):
-    drawn = by_sample(list(reader(data, 7).read(Position(), epochs=2)))
-    other = by_sample(list(reader(data, 8).read(Position(), epochs=1)))
+def test_other_epochs_seeds_and_numbers_draw_others(pair_data: Path):
+    drawn = by_sample(list(reader(pair_data, 7).read(Position(), epochs=2)))
+    other = by_sample(list(reader(pair_data, 8).read(Position(), epochs=1)))
     keys = [key for key, ids in drawn.items() if "listen/negative0" in ids and not key[0]]
 
     def equal(left: list[int], right: list[int]) -> float:
@@ -65,8 +58,8 @@ def test_other_epochs_seeds_and_numbers_draw_others(data: Path):
     assert equal(first, [other[key]["listen/negative0"] for key in keys]) < 0.05
 
 
-def test_all_items_but_the_samples_own_are_equally_likely(data: Path):
-    drawn = by_sample(list(reader(data, 7).read(Position(), epochs=10)))
+def test_all_items_but_the_samples_own_are_equally_likely(pair_data: Path):
+    drawn = by_sample(list(reader(pair_data, 7).read(Position(), epochs=10)))
     for item, negative, rows in (
         ("item", "listen/negative0", ITEMS),
         ("friend", "social/negative0", USERS),
@@ -79,8 +72,8 @@ def test_all_items_but_the_samples_own_are_equally_likely(data: Path):
         assert (abs(counts - expected) < 5 * expected**0.5).all()
 
 
-def test_a_task_lives_where_both_its_ids_are(data: Path):
-    for batch in reader(data, 7).read(Position(), epochs=1):
+def test_a_task_lives_where_both_its_ids_are(pair_data: Path):
+    for batch in reader(pair_data, 7).read(Position(), epochs=1):
         features = batch.pooled.to_dict()  # pyright: ignore
         for t, names in enumerate([("user", "item"), ("user", "friend"), ("item", "other")]):
             there = [features[name].lengths().bool() for name in names]
@@ -89,8 +82,8 @@ def test_a_task_lives_where_both_its_ids_are(data: Path):
         assert (features["listen/negative1"].lengths().bool() == batch.mask[:, 0]).all()
 
 
-def test_nothing_is_drawn_for_evaluations(data: Path):
-    batch = next(reader(data, None).read(Position(), epochs=1))
+def test_nothing_is_drawn_for_evaluations(pair_data: Path):
+    batch = next(reader(pair_data, None).read(Position(), epochs=1))
     assert batch.pooled is not None
     assert not batch.pooled["listen/negative0"].lengths().any()
     assert batch.pooled["item"].lengths().any()

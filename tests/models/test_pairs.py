@@ -16,21 +16,14 @@ from deltarec.models.ranking import TaskLosses, network_of
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.conftest import run_ranks
-from tests.pair_job import pair_job, write_pair_data
+from tests.pair_job import pair_job
 
 L2 = 0.1
 TOWERS = {"name": "two_tower", "hidden": [8], "dim": 8, "dropout": 0.2}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_data(folder)
-    return folder
-
-
-def test_losses_are_those_of_bpr(data: Path, one_process: torch.device, tmp_path: Path):
-    job = pair_job(data, model__pair__l2=L2)
+def test_losses_are_those_of_bpr(pair_data: Path, one_process: torch.device, tmp_path: Path):
+    job = pair_job(pair_data, model__pair__l2=L2)
     schema, specs = job.data_schema, job.embedding.resolved()
     trainer = Trainer(job, RunFolder(tmp_path), torch.device("cpu"))
     batch = next(trainer.reader.read(Position(), 1))
@@ -74,19 +67,21 @@ def train(folder: Path, data: Path, pair: dict[str, Any], **overrides: Any) -> t
 
 
 @pytest.mark.parametrize("pair", [{"name": "mf", "bias": True, "l2": 0.01}, TOWERS])
-def test_the_number_of_ranks_changes_nothing(data: Path, tmp_path: Path, pair: dict[str, Any]):
+def test_the_number_of_ranks_changes_nothing(pair_data: Path, tmp_path: Path, pair: dict[str, Any]):
     """Ranks have unequal shares of the batches, and some tasks no sample on some rank."""
     runs = [
-        torch.stack(run_ranks(n, partial(train, train__batch_size=19), tmp_path, data, pair)).mean(
-            0
-        )
+        torch.stack(
+            run_ranks(n, partial(train, train__batch_size=19), tmp_path, pair_data, pair)
+        ).mean(0)
         for n in (1, 2, 3)
     ]
     for run in runs[1:]:
         torch.testing.assert_close(run, runs[0], rtol=1e-4, atol=1e-6)
 
 
-def test_look_ups_one_by_one_train_alike(data: Path, tmp_path: Path, one_process: torch.device):
+def test_look_ups_one_by_one_train_alike(
+    pair_data: Path, tmp_path: Path, one_process: torch.device
+):
     """Tables in an EmbeddingCollection: there a sample that lacks an id has no row at all."""
     tables = {f"embedding__tables__{t}__quantisation_aware": "int8" for t in ("user", "item")}
     fine = {f"embedding__tables__{t}__initial_step": 1e-5 for t in ("user", "item")}
@@ -95,8 +90,8 @@ def test_look_ups_one_by_one_train_alike(data: Path, tmp_path: Path, one_process
         "embedding__init_std": 1e-4,
         "embedding__optimizer__lr": 1e-4,
     }
-    one_by_one = train(tmp_path / "a", data, {"name": "mf"}, **job, **tables, **fine)
-    pooled = train(tmp_path / "b", data, {"name": "mf"}, **job)
+    one_by_one = train(tmp_path / "a", pair_data, {"name": "mf"}, **job, **tables, **fine)
+    pooled = train(tmp_path / "b", pair_data, {"name": "mf"}, **job)
     torch.testing.assert_close(one_by_one, pooled, rtol=1e-5, atol=0)
 
 
