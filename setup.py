@@ -27,6 +27,7 @@ def extension() -> dict:
         "deltarec_kernels._native",
         [
             "kernels/csrc/operators.cpp",
+            "kernels/csrc/assign.cpp",
             "kernels/csrc/group.cpp",
             "kernels/csrc/kernels_baseline.cpp",
             "kernels/csrc/kernels_avx2.cpp",

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from deltarec_kernels.assign import Assigned, Change, IdMap, Policy, buckets_of, deduplicate
 from deltarec_kernels.fake_quantise import fake_quantise
 from deltarec_kernels.lookup import Pooling, lookup
 from deltarec_kernels.optimizer import Optimizer
@@ -17,13 +18,19 @@ from deltarec_kernels.update import (
 
 __all__ = [
     "COMPILED",
+    "Assigned",
     "Batch",
+    "Change",
     "Groups",
+    "IdMap",
     "Optimizer",
+    "Policy",
     "Pooling",
     "Rounding",
     "TableShard",
     "Tables",
+    "buckets_of",
+    "deduplicate",
     "describe",
     "fake_quantise",
     "group",

@@ -46,7 +46,7 @@ def describe() -> str:
 
 
 def register(
-    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], triton: str
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], triton: str | None
 ) -> Callable[..., Any]:
     """Define an operator and its implementations; returns what calls it.
 
@@ -54,16 +54,19 @@ def register(
         schema: the operator's name and signature.
         reference: plain PyTorch, of the same signature.
         fake: shapes and types of the result, of the same signature.
-        triton: the module that has the CUDA implementation under the operator's name.
+        triton: the module that has the CUDA implementation under the operator's name; None for an
+            operator of the host's memory alone.
     """
     name = schema.partition("(")[0]
 
     def on_cuda(*args: Any) -> Any:
+        assert triton is not None
         return getattr(importlib.import_module(triton), name)(*args)
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if not COMPILED:
         _LIBRARY.impl(name, reference, "CPU")
-    _LIBRARY.impl(name, on_cuda, "CUDA")
+    if triton is not None:
+        _LIBRARY.impl(name, on_cuda, "CUDA")
     torch.library.register_fake(f"deltarec::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.deltarec, name)

@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ids of any 64 bits to rows: see `assign/reference.py` for what is computed. Here for how: an index
+// with open addressing finds an id's row, and a heap of all rows of a bucket finds the one to give
+// away. Neither is state: both follow from the tensors of keys and uses, by `build_assignment`.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+namespace deltarec {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kAhead = 16;  // ids whose memory is asked for before the first is needed
+
+struct Use {
+  int32_t count, score, seen;
+};
+
+// What the heap orders a row by. It may be older than the row's use: touching a row leaves the heap
+// alone, and as no row's score ever falls, an entry that comes up too early is put right then.
+struct Entry {
+  int32_t score, seen, row;
+  bool operator<(const Entry& other) const {
+    return std::tie(score, seen, row) < std::tie(other.score, other.seen, other.row);
+  }
+};
+
+// SplitMix64 (Steele et al., 2014): a bijection, so hashes order ids without ties.
+uint64_t mix(int64_t id) {
+  uint64_t x = static_cast<uint64_t>(id) + 0x9E3779B97F4A7C15;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
+  return x ^ (x >> 31);
+}
+
+int64_t bucket_of(uint64_t hash, int64_t num_buckets) {
+  return static_cast<int64_t>(((hash >> 32) * static_cast<uint64_t>(num_buckets)) >> 32);
+}
+
+template <typename T>
+T* pointer(const Tensor& tensor, at::ScalarType type) {
+  TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && tensor.scalar_type() == type,
+              "expected contiguous ", type, " on CPU");
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// One bucket of a map.
+class Bucket {
+ public:
+  Bucket(int64_t* keys, Use* uses, uint32_t* slots, Entry* heap, int64_t capacity, int64_t num_slots)
+      : keys_(keys), uses_(uses), slots_(slots), heap_(heap), capacity_(capacity),
+        mask_(static_cast<uint32_t>(num_slots - 1)),
+        row_bits_(std::bit_width(static_cast<uint64_t>(capacity))),
+        size_(capacity - (uses[0].count < 0)) {}
+
+  void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[home(hash)]); }
+
+  // The row that the index names first, most likely the right one.
+  void prefetch_row(uint64_t hash) const {
+    const uint32_t entry = slots_[home(hash)];
+    if (!entry) return;
+    __builtin_prefetch(&keys_[row_of(entry)]);
+    __builtin_prefetch(&uses_[row_of(entry)]);
+  }
+
+  int64_t find(uint64_t hash, int64_t id) const {
+    for (uint32_t slot = home(hash); slots_[slot]; slot = (slot + 1) & mask_) {
+      const uint32_t entry = slots_[slot];
+      if ((entry ^ tagged(hash)) >> row_bits_ == 0 && keys_[row_of(entry)] == id)
+        return row_of(entry);
+    }
+    return -1;
+  }
+
+  void insert(uint64_t hash, int64_t row) {
+    uint32_t slot = home(hash);
+    while (slots_[slot]) slot = (slot + 1) & mask_;
+    slots_[slot] = tagged(hash) | static_cast<uint32_t>(row + 1);
+  }
+
+  // Takes a row out of the index; what was put behind it moves up.
+  void remove(int64_t row) {
+    uint32_t slot = home(mix(keys_[row]));
+    while (row_of(slots_[slot]) != row) slot = (slot + 1) & mask_;
+    for (uint32_t next = (slot + 1) & mask_; slots_[next]; next = (next + 1) & mask_) {
+      const uint32_t wanted = home(mix(keys_[row_of(slots_[next])]));
+      if (((next - wanted) & mask_) >= ((next - slot) & mask_)) {
+        slots_[slot] = slots_[next];
+        slot = next;
+      }
+    }
+    slots_[slot] = 0;
+  }
+
+  // The row to give to a new id: of those that no id of this step has, the first by score, time and
+  // number that is free or `may_evict`; -1 if there is none. It is out of the heap then, and rows
+  // of this step may be too, until `settle`.
+  template <typename MayEvict>
+  int64_t obtain(int32_t step, const MayEvict& may_evict) {
+    while (size_) {
+      const Entry top = heap_[0];
+      const Use& use = uses_[top.row];
+      if (use.count > 0 && use.seen == step) {
+        pop();
+        aside_.push_back({use.score, use.seen, top.row});
+      } else if (use.score != top.score || use.seen != top.seen) {
+        sift_down(0, {use.score, use.seen, top.row});
+      } else if (use.count > 0 && !may_evict(use)) {
+        return -1;
+      } else {
+        pop();
+        aside_.push_back({0, 0, top.row});
+        return top.row;
+      }
+    }
+    return -1;
+  }
+
+  void settle() {
+    for (const Entry& entry : aside_) {
+      const Use& use = uses_[entry.row];
+      sift_up(size_++, {use.score, use.seen, entry.row});
+    }
+    aside_.clear();
+  }
+
+  void build() {
+    std::fill(slots_, slots_ + mask_ + 1, 0);
+    size_ = 0;
+    for (int64_t row = 0; row < capacity_; ++row) {
+      const Use& use = uses_[row];
+      if (use.count > 0) insert(mix(keys_[row]), row);
+      if (use.count >= 0) heap_[size_++] = {use.score, use.seen, static_cast<int32_t>(row)};
+    }
+    for (int64_t place = size_ / 4; place >= 0; --place)
+      if (place < size_) sift_down(place, heap_[place]);
+  }
+
+  int64_t& key(int64_t row) { return keys_[row]; }
+  Use& use(int64_t row) { return uses_[row]; }
+
+ private:
+  uint32_t home(uint64_t hash) const { return static_cast<uint32_t>(hash) & mask_; }
+  int64_t row_of(uint32_t entry) const {
+    return static_cast<int64_t>(entry & ((uint32_t{1} << row_bits_) - 1)) - 1;
+  }
+  // A slot is a row + 1, and in the bits above it some of the hash, which spare looking at the key.
+  uint32_t tagged(uint64_t hash) const {
+    return static_cast<uint32_t>(hash >> 16) >> row_bits_ << row_bits_;
+  }
+
+  void pop() {
+    if (--size_) sift_down(0, heap_[size_]);
+  }
+
+  void sift_down(int64_t place, Entry entry) {
+    for (int64_t child; (child = 4 * place + 1) < size_; place = child) {
+      const int64_t end = std::min(child + 4, size_);
+      for (int64_t other = child + 1; other < end; ++other)
+        if (heap_[other] < heap_[child]) child = other;
+      if (!(heap_[child] < entry)) break;
+      heap_[place] = heap_[child];
+    }
+    heap_[place] = entry;
+  }
+
+  void sift_up(int64_t place, Entry entry) {
+    while (place && entry < heap_[(place - 1) / 4]) {
+      heap_[place] = heap_[(place - 1) / 4];
+      place = (place - 1) / 4;
+    }
+    heap_[place] = entry;
+  }
+
+  int64_t* keys_;
+  Use* uses_;
+  uint32_t* slots_;
+  Entry* heap_;
+  int64_t capacity_;
+  uint32_t mask_;
+  int row_bits_;
+  int64_t size_;
+  std::vector<Entry> aside_;
+};
+
+// The buckets of a map [keys, uses, index, heap] that are here.
+std::vector<Bucket> buckets_of(at::TensorList map, int64_t count) {
+  int64_t* keys = pointer<int64_t>(map[0], at::kLong);
+  Use* uses = pointer<Use>(map[1], at::kInt);
+  uint32_t* slots = pointer<uint32_t>(map[2], at::kInt);
+  Entry* heap = pointer<Entry>(map[3], at::kInt);
+  const int64_t capacity = map[0].numel() / count, num_slots = map[2].numel() / count;
+  std::vector<Bucket> buckets;
+  if (!capacity) return buckets;
+  TORCH_CHECK(map[0].numel() == capacity * count && map[1].numel() == 3 * map[0].numel() &&
+                  map[3].numel() == 3 * map[0].numel() && std::has_single_bit(
+                      static_cast<uint64_t>(num_slots)) && num_slots > capacity,
+              "map: wrong sizes");
+  buckets.reserve(count);
+  for (int64_t b = 0; b < count; ++b)
+    buckets.emplace_back(keys + b * capacity, uses + b * capacity, slots + b * num_slots,
+                         heap + b * capacity, capacity, num_slots);
+  return buckets;
+}
+
+struct Hashed {
+  uint64_t hash;
+  int64_t position;
+};
+
+// By hash, stable: hashes are uniform, so a first cut by their top bits leaves little to do.
+void sort(std::vector<Hashed>& items) {
+  const int bits = std::max(1, static_cast<int>(std::bit_width(items.size())) - 2);
+  std::vector<int64_t> starts((int64_t{1} << bits) + 1, 0);
+  for (const Hashed& item : items) ++starts[(item.hash >> (64 - bits)) + 1];
+  for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+  std::vector<Hashed> sorted(items.size());
+  for (const Hashed& item : items) sorted[starts[item.hash >> (64 - bits)]++] = item;
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    const Hashed item = sorted[i];
+    size_t place = i;
+    for (; place && item.hash < sorted[place - 1].hash; --place) sorted[place] = sorted[place - 1];
+    sorted[place] = item;
+  }
+  items.swap(sorted);
+}
+
+// Rows as they were before this call changed them: [entries, 5] of row, key and use.
+class Log {
+ public:
+  void add(int64_t row, int64_t key, const Use& use) {
+    for (int64_t value : {row, key, int64_t{use.count}, int64_t{use.score}, int64_t{use.seen}})
+      values_.push_back(value);
+  }
+  Tensor tensor() const {
+    const int64_t entries = static_cast<int64_t>(values_.size()) / 5;
+    return at::tensor(values_, at::kLong).reshape({entries, 5});
+  }
+
+ private:
+  std::vector<int64_t> values_;
+};
+
+struct Summary {  // a row of `buckets`
+  int64_t step, floor, used, promoted;
+};
+
+enum class Evict { kNone, kLru, kLfu, kTimed };
+
+Evict evict_of(std::string_view name) {
+  if (name == "none") return Evict::kNone;
+  if (name == "lru") return Evict::kLru;
+  if (name == "lfu") return Evict::kLfu;
+  TORCH_CHECK(name == "timed", "evict: ", name);
+  return Evict::kTimed;
+}
+
+int32_t clamped(int64_t value) {
+  return static_cast<int32_t>(std::min<int64_t>(value, std::numeric_limits<int32_t>::max()));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
+    at::TensorList main_map, at::TensorList candidate_map, const Tensor& summaries_in,
+    int64_t first_bucket, int64_t num_buckets, const Tensor& ids_in, const Tensor& counts_in,
+    std::string_view evict_name, int64_t horizon, bool ageing, int64_t admit_after) {
+  const Evict evict = evict_of(evict_name);
+  Summary* summaries = pointer<Summary>(summaries_in, at::kLong);
+  const int64_t here = summaries_in.size(0), count = ids_in.numel();
+  const int64_t capacity = main_map[0].numel() / here;
+  const int64_t candidate_capacity = candidate_map[0].numel() / here;
+  std::vector<Bucket> main = buckets_of(main_map, here);
+  std::vector<Bucket> candidates = buckets_of(candidate_map, here);
+  const int64_t* ids = pointer<const int64_t>(ids_in, at::kLong);
+  const int64_t* counts = pointer<const int64_t>(counts_in, at::kLong);
+  Tensor found = at::empty({count}, at::kLong);
+  int64_t* rows = found.data_ptr<int64_t>();
+  const int64_t step = summaries[0].step + 1;
+  TORCH_CHECK(step < std::numeric_limits<int32_t>::max(), "step ", step, " is past 32 bits");
+  for (int64_t b = 0; b < here; ++b) summaries[b].step = step;
+
+  const auto expired = [&](const Use& use) {
+    return evict == Evict::kTimed && use.seen + horizon < step;
+  };
+  const auto may_evict = [&](const Use& use) {
+    return evict == Evict::kLru || evict == Evict::kLfu || expired(use);
+  };
+  const auto score = [&](int64_t floor, int64_t sightings) {
+    if (evict == Evict::kLfu) return clamped(floor + sightings);
+    return evict == Evict::kNone ? 0 : static_cast<int32_t>(step);
+  };
+
+  // First the ids that have rows: what this does to them does not depend on the order.
+  Log log, candidate_log;
+  std::vector<int64_t> fresh;
+  std::vector<Hashed> missing;
+  uint64_t hashes[kAhead];
+  for (int64_t start = 0; start < count; start += kAhead) {
+    const int64_t block = std::min(kAhead, count - start);
+    for (int64_t j = 0; j < block; ++j) {
+      hashes[j] = mix(ids[start + j]);
+      const int64_t b = bucket_of(hashes[j], num_buckets) - first_bucket;
+      TORCH_CHECK_INDEX(b >= 0 && b < here, "id ", ids[start + j], " belongs to another rank");
+      main[b].prefetch(hashes[j]);
+    }
+    for (int64_t j = 0; j < block; ++j)
+      main[bucket_of(hashes[j], num_buckets) - first_bucket].prefetch_row(hashes[j]);
+    for (int64_t j = 0; j < block; ++j) {
+      const int64_t i = start + j, b = bucket_of(hashes[j], num_buckets) - first_bucket;
+      const int64_t row = main[b].find(hashes[j], ids[i]);
+      if (row < 0 || expired(main[b].use(row))) {
+        missing.push_back({hashes[j], i});
+        continue;
+      }
+      Use& use = main[b].use(row);
+      rows[i] = b * capacity + row;
+      if (use.seen != step) log.add(rows[i], ids[i], use);
+      use.count = clamped(int64_t{use.count} + counts[i]);
+      use.score = score(summaries[b].floor, use.count);
+      use.seen = static_cast<int32_t>(step);
+    }
+  }
+
+  // Then the others, by hash, which puts them in order of buckets too.
+  sort(missing);
+  const auto always = [](const Use&) { return true; };
+  for (size_t first = 0, last; first < missing.size(); first = last) {
+    const uint64_t hash = missing[first].hash;
+    const int64_t id = ids[missing[first].position];
+    const int64_t b = bucket_of(hash, num_buckets) - first_bucket;
+    int64_t sightings = 0;
+    for (last = first; last < missing.size() && missing[last].hash == hash; ++last)
+      sightings += counts[missing[last].position];
+
+    int64_t candidate = -1;
+    if (admit_after > 1) {
+      candidate = candidates[b].find(hash, id);
+      if (candidate >= 0) sightings += candidates[b].use(candidate).count;
+    }
+    int64_t row = -1;
+    if (sightings >= admit_after) {
+      if (evict == Evict::kTimed) row = main[b].find(hash, id);  // expired, but not yet given away
+      if (row < 0) {
+        row = main[b].obtain(static_cast<int32_t>(step), may_evict);
+        if (row >= 0 && main[b].use(row).count > 0) {
+          main[b].remove(row);
+          if (ageing) summaries[b].floor = std::max<int64_t>(summaries[b].floor, main[b].use(row).score);
+          --summaries[b].used;
+        }
+        if (row >= 0) {
+          log.add(b * capacity + row, main[b].key(row), main[b].use(row));
+          main[b].key(row) = id;
+          main[b].insert(hash, row);
+          ++summaries[b].used;
+        }
+      } else {
+        log.add(b * capacity + row, id, main[b].use(row));
+      }
+    }
+    if (row >= 0) {
+      main[b].use(row) = {clamped(sightings), score(summaries[b].floor, sightings),
+                          static_cast<int32_t>(step)};
+      ++summaries[b].promoted;
+      fresh.push_back(b * capacity + row);
+      if (candidate >= 0) {  // its place is free, and is given away when its turn comes
+        Use& use = candidates[b].use(candidate);
+        candidate_log.add(b * candidate_capacity + candidate, id, use);
+        candidates[b].remove(candidate);
+        candidates[b].key(candidate) = 0;
+        use.count = 0;
+      }
+    } else if (admit_after > 1) {
+      if (candidate < 0) {
+        candidate = candidates[b].obtain(static_cast<int32_t>(step), always);
+        if (candidate >= 0) {
+          Use& use = candidates[b].use(candidate);
+          candidate_log.add(b * candidate_capacity + candidate, candidates[b].key(candidate), use);
+          if (use.count > 0) candidates[b].remove(candidate);
+          candidates[b].key(candidate) = id;
+          candidates[b].insert(hash, candidate);
+        }
+      } else {
+        candidate_log.add(b * candidate_capacity + candidate, id, candidates[b].use(candidate));
+      }
+      if (candidate >= 0)
+        candidates[b].use(candidate) = {clamped(sightings), static_cast<int32_t>(step),
+                                        static_cast<int32_t>(step)};
+    }
+    for (size_t i = first; i < last; ++i)
+      rows[missing[i].position] = row < 0 ? -1 : b * capacity + row;
+    if (last == missing.size() ||
+        bucket_of(missing[last].hash, num_buckets) - first_bucket != b) {
+      main[b].settle();
+      if (admit_after > 1) candidates[b].settle();
+    }
+  }
+  return {found, at::tensor(fresh, at::kLong), log.tensor(), candidate_log.tensor()};
+}
+
+Tensor find_assigned(at::TensorList map, const Tensor& summaries, int64_t first_bucket,
+                     int64_t num_buckets, const Tensor& ids_in, int64_t horizon) {
+  const int64_t here = summaries.size(0), capacity = map[0].numel() / here;
+  const int64_t step = pointer<Summary>(summaries, at::kLong)[0].step;
+  std::vector<Bucket> buckets = buckets_of(map, here);
+  const int64_t* ids = pointer<const int64_t>(ids_in, at::kLong);
+  Tensor found = at::empty_like(ids_in);
+  int64_t* rows = found.data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids_in.numel(); ++i) {
+    const uint64_t hash = mix(ids[i]);
+    const int64_t b = bucket_of(hash, num_buckets) - first_bucket;
+    TORCH_CHECK_INDEX(b >= 0 && b < here, "id ", ids[i], " belongs to another rank");
+    const int64_t row = buckets[b].find(hash, ids[i]);
+    const bool known = row >= 0 && (horizon < 0 || buckets[b].use(row).seen + horizon >= step);
+    rows[i] = known ? b * capacity + row : -1;
+  }
+  return found;
+}
+
+void build_assignment(at::TensorList map, int64_t count) {
+  for (Bucket& bucket : buckets_of(map, count)) bucket.build();
+}
+
+std::tuple<Tensor, Tensor, Tensor> deduplicate(const Tensor& ids_in) {
+  const int64_t count = ids_in.numel();
+  const int64_t* ids = pointer<const int64_t>(ids_in, at::kLong);
+  Tensor distinct = at::empty({count}, at::kLong), inverse = at::empty({count}, at::kLong);
+  Tensor counts = at::zeros({count}, at::kLong);
+  int64_t *found = distinct.data_ptr<int64_t>(), *numbers = inverse.data_ptr<int64_t>();
+  int64_t *sightings = counts.data_ptr<int64_t>(), size = 0;
+  const uint64_t mask = std::bit_ceil(static_cast<uint64_t>(2 * count + 1)) - 1;
+  std::vector<int64_t> slots(mask + 1, -1);
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t slot = mix(ids[i]) & mask;
+    while (slots[slot] >= 0 && found[slots[slot]] != ids[i]) slot = (slot + 1) & mask;
+    if (slots[slot] < 0) {
+      found[size] = ids[i];
+      slots[slot] = size++;
+    }
+    numbers[i] = slots[slot];
+    ++sightings[slots[slot]];
+  }
+  return {distinct.narrow(0, 0, size).clone(), inverse, counts.narrow(0, 0, size).clone()};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(deltarec, CPU, m) {
+  m.impl("assign", assign);
+  m.impl("find_assigned", find_assigned);
+  m.impl("build_assignment", build_assignment);
+  m.impl("deduplicate", deduplicate);
+}
+
+}  // namespace deltarec
