@@ -72,6 +72,12 @@ class TrainState:
     """What the position stands in: the identity of the training data's reader."""
     skipped_rows: int = 0
     skipped_files: list[str] = field(default_factory=list)
+    partitions: list[str] = field(default_factory=list)
+    """Of a stream, those trained on, in that order."""
+    partition: str | None = None
+    """Of a stream, the one that the position is in."""
+    scored: bool = False
+    """Whether that one, or the next one, has been scored."""
 
 
 class Checkpoints:
@@ -83,6 +89,7 @@ class Checkpoints:
         optimizer: dense and fused ones together.
         config: how many are kept, and whether training waits.
         watchdog: is told of every piece that is written or read.
+        beside: further tensors, equal on all ranks, that are saved and loaded in place.
     """
 
     def __init__(
@@ -92,12 +99,14 @@ class Checkpoints:
         optimizer: StepOptimizer,
         config: CheckpointConfig,
         watchdog: Watchdog,
+        beside: dict[str, Tensor] | None = None,
     ) -> None:
         self.folder = folder
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.watchdog = watchdog
+        self.beside = beside or {}
         group = dist.new_group(backend="gloo")  # the writing thread's own
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
@@ -188,9 +197,9 @@ class Checkpoints:
             "optimizer": self.optimizer.combined.state_dict()["state"],
             "random": _random_states(),
         }
-        gradients = self.optimizer.pending_gradients()
+        further = {"gradients": self.optimizer.pending_gradients(), "beside": self.beside}
         # An empty section would be stored as an object, which loading has no business to unpickle.
-        return {**tensors, "gradients": gradients} if gradients else tensors
+        return tensors | {name: section for name, section in further.items() if section}
 
     def _write(self, tensors: dict[str, Any], state: TrainState, best: bool) -> None:
         name = f"step_{state.step:09d}"
@@ -387,7 +396,7 @@ def _set_random_states(states: dict[str, Tensor]) -> None:
 def _check_names_and_sizes(
     source: Path, stored: dict[str, torch.Size], tensors: dict[str, Any]
 ) -> None:
-    sections = [("model", tensors["model"]), ("gradients", tensors.get("gradients", {}))]
+    sections = [(name, tensors.get(name, {})) for name in ("model", "gradients", "beside")]
     sections += [
         (f"optimizer.{name}", state) for name, state in tensors.get("optimizer", {}).items()
     ]

@@ -97,19 +97,22 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.trainer import check
 
     job = _load(options)
+    if options.watch and job.stream is None:
+        raise ValueError("--watch: is for streams; add a section 'stream' to the configuration")
     check(job)
     if options.nproc is not None:
         job.data.reader.check(options.nproc)
         return _launch(options.nproc, arguments)
     from deltarec.distributed import is_main, process_group
     from deltarec.run_folder import RunFolder
+    from deltarec.streaming import trainer_of
     from deltarec.supervision import TRY_AGAIN, Terminated
-    from deltarec.trainer import Trainer, report
+    from deltarec.trainer import report
 
     with process_group(threads=options.threads) as device:
         run = RunFolder.create(options.run_dir, Path(options.config).stem)
         try:
-            result = Trainer(job, run, device).fit()
+            result = trainer_of(job, run, device, options.watch).fit()
         except Terminated as ended:
             if is_main():
                 print(f"deltarec: {ended}; the same command resumes it", file=sys.stderr)
@@ -159,10 +162,10 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.distributed import is_main, process_group
     from deltarec.metrics.table import render
     from deltarec.run_folder import RunFolder
-    from deltarec.trainer import Trainer
+    from deltarec.streaming import trainer_of
 
     with process_group(threads=options.threads) as device:
-        trainer = Trainer(job, RunFolder(options.run_dir), device)
+        trainer = trainer_of(job, RunFolder(options.run_dir), device)
         state = trainer.checkpoints.load(pointer)
         result = trainer.evaluate(options.split)
         if is_main():
@@ -338,6 +341,9 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "Trains a job; resumes one whose run folder has a checkpoint.")
     train.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
     train.add_argument("--run-dir", type=Path, help="run folder; runs/NAME-TIME if not given")
+    train.add_argument(
+        "--watch", action="store_true", help="of a stream: wait for partitions to come"
+    )
     overrides(train)
     processes(train)
 

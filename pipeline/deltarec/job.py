@@ -16,6 +16,7 @@ from deltarec.balancing.rmtl import RMTL
 from deltarec.checkpoint import CheckpointConfig
 from deltarec.config import Config, OneOf
 from deltarec.data.files import Damage, ParquetFile, find
+from deltarec.data.partitions import StreamConfig
 from deltarec.data.prepare import DATASETS
 from deltarec.data.prepare.dataset import Dataset, prepare_once
 from deltarec.data.reader import ReaderConfig
@@ -34,7 +35,7 @@ from deltarec.metrics import METRICS, RANKING_METRICS
 from deltarec.metrics.metric import Kind
 from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
-from deltarec.optimizers import SGD, OptimizerConfig
+from deltarec.optimizers import SGD, Constant, OptimizerConfig
 from deltarec.warm_start import WarmStartConfig
 
 Split = Literal["train", "valid", "test"]
@@ -59,6 +60,10 @@ class DataConfig(Config):
     """Column of the user, for metrics by user; nulls count as one user."""
     weight: str | None = None
     """Column of the sample's weight in the losses."""
+    slices: dict[str, list[int]] = {}  # noqa: RUF012
+    """Columns of whole numbers by which evaluations are split, beside the scenarios, and the lower
+    bounds of their buckets: `{item_trained: [1, 2, 6, 21]}` gives `item_trained <1`, `1`, `2-5`,
+    `6-20` and `21+`."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """What to do with a file that is not Parquet, is truncated, or has a row group that cannot be
     decoded: stop, or leave out what cannot be read, name the file, and count it as `skipped` in
@@ -71,11 +76,25 @@ class DataConfig(Config):
             return self.source
         return str(prepare_once(self.prepare, Path(self.source), PREPARED))
 
-    def files(self, split: Split, damaged: Damage | None = None) -> list[ParquetFile]:
-        """The files of a split; those that `on_bad_file` leaves out are noted in `damaged`."""
+    def files(
+        self, split: Split, damaged: Damage | None = None, partition: str | None = None
+    ) -> list[ParquetFile]:
+        """The files of a split; those that `on_bad_file` leaves out are noted in `damaged`.
+
+        Of a partition, instead, where one is given.
+        """
         noted = damaged if damaged is not None else {}
         skip = self.on_bad_file == "skip"
-        return find(self.root(), getattr(self, split), noted if skip else None)
+        patterns = [partition] if partition else getattr(self, split)
+        damaged = noted if skip else None
+        return find(self.root(), patterns, damaged, may_be_empty=partition is not None)
+
+    @model_validator(mode="after")
+    def _ascending_slices(self) -> "DataConfig":
+        for column, bounds in self.slices.items():
+            if not bounds or sorted(set(bounds)) != bounds:
+                raise ValueError(f"slices.{column}: bounds must ascend, got {bounds}")
+        return self
 
 
 class EarlyStopping(Config):
@@ -134,6 +153,8 @@ class Job(Config):
 
     data: DataConfig
     """Where the data are, and how they are read."""
+    stream: StreamConfig | None = None
+    """With it, `data.train` is a stream of partitions by time; otherwise it is one data set."""
     features: dict[str, Annotated[Feature, OneOf(FEATURES, key="kind")]] = Field(min_length=1)
     """The inputs, by name; `kind` is id, ids, sequence or dense."""
     tasks: dict[str, Task] = Field(min_length=1)
@@ -160,6 +181,7 @@ class Job(Config):
             user=self.data.user,
             weight=self.data.weight,
             on_bad_file=self.data.on_bad_file,
+            slices=self.data.slices,
             row_tables=self._row_tables(),
         )
 
@@ -221,6 +243,7 @@ class Job(Config):
         self._check_early_stopping()
         self._check_scenario()
         self._check_balance()
+        self._check_stream()
         return self
 
     def _check_names(self, schema: Schema) -> None:
@@ -430,6 +453,33 @@ class Job(Config):
                 f"balance.gamma: {balance.gamma} counts the user's next sample; set "
                 "data.reader.shuffle to false, or gamma to 0"
             )
+
+    def _check_stream(self) -> None:
+        pairwise = self.model.pair is not None
+        if pairwise and self.data.slices:
+            raise ValueError("data.slices: pairwise tasks are not evaluated by slice")
+        if self.stream is None:
+            return
+        if pairwise:
+            raise ValueError("stream: pairwise tasks are evaluated on whole data sets only")
+        if self.data.valid:
+            raise ValueError(
+                "data.valid: leave it out, a stream is evaluated on each partition before it is "
+                "trained on"
+            )
+        if self.train.epochs != 1:
+            raise ValueError(f"train.epochs: got {self.train.epochs}; a stream is trained on once")
+        if self.train.max_steps is not None:
+            return
+        schedule = self.train.optimizer.schedule
+        endings = {"train.optimizer.schedule": not isinstance(schedule, Constant)}
+        endings["balance"] = isinstance(self.balance, PMTRec.Config)
+        for key, needs_end in endings.items():
+            if needs_end:
+                raise ValueError(
+                    f"{key}: goes by the number of all steps, which a stream does not know; set "
+                    "train.max_steps, or choose another"
+                )
 
     def _check_scenario(self) -> None:
         if self.scenario is None:

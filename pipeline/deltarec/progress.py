@@ -31,6 +31,13 @@ class Progress:
         if is_main() and sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, unit=" samples", desc=label, unit_scale=True)
 
+    def start_from(self, done: int) -> None:
+        """So many samples were done when this began."""
+        self.done = self.first = done
+        if self.bar is not None:
+            self.bar.initial = self.bar.n = done
+            self.bar.refresh()
+
     @property
     def samples_per_second(self) -> float:
         return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)

@@ -44,29 +44,42 @@ class RunFolder:
             partial.write_text(text)
             partial.replace(self.path / name)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was logged after a step: a job that resumes from there logs it again."""
+    def rewind(self, step: int, scored: bool = True) -> None:
+        """Forget what was logged after a step: a job that resumes from there logs it again.
+
+        Args:
+            step: batches trained.
+            scored: whether the partition that begins there has been scored.
+        """
         file = self.path / "metrics.jsonl"
         if self._board is None or not file.is_file():
             return
-        lines = [line for line in file.read_text().splitlines(keepends=True) if _stays(line, step)]
+        lines = [
+            line
+            for line in file.read_text().splitlines(keepends=True)
+            if _stays(line, step, scored)
+        ]
         self.write(file.name, "".join(lines))
         self._board.close()
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
 
-    def log(self, step: int, split: str, values: dict[str, Any]) -> None:
+    def log(
+        self, step: int, split: str, values: dict[str, Any], partition: str | None = None
+    ) -> None:
         """Append values to metrics.jsonl and to TensorBoard.
 
         Args:
             step: batches trained.
-            split: train, valid or test.
+            split: train, valid or test; of streams, partition, and stream for all so far.
             values: numbers by name, or nested mappings of them, down to task, scenario and metric.
+            partition: that they are of.
         """
         if self._board is None:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
             for task, scenario, metrics in _records(values):
                 record = {"step": step, "split": split, "task": task, "scenario": scenario}
+                record |= {"partition": partition} if partition else {}
                 file.write(json.dumps({**record, **metrics}) + "\n")
                 parts = [split, *filter(None, (task, scenario if scenario != "all" else None))]
                 for name, value in metrics.items():
@@ -74,16 +87,39 @@ class RunFolder:
                         self._board.add_scalar("/".join([*parts, name]), value, step)
         self._board.flush()
 
+    def partitions(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says of each partition that was scored, in order; on the main rank."""
+        found: dict[str, dict[str, Any]] = {}
+        file = self.path / "metrics.jsonl"
+        for line in file.read_text().splitlines() if is_main() and file.is_file() else []:
+            record = json.loads(line)
+            if record.pop("split") != "partition":
+                continue
+            name, step, task, scenario = (
+                record.pop(key) for key in ("partition", "step", "task", "scenario")
+            )
+            of = found.setdefault(name, {"partition": name, "step": step})
+            if task is None:
+                continue
+            result = of.setdefault(task, {"all": {}, "scenario": {}})
+            if scenario == "all":
+                result["all"] = record
+            else:
+                result["scenario"][scenario] = record
+        return list(found.values())
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
 
 
-def _stays(line: str, step: int) -> bool:
+def _stays(line: str, step: int, scored: bool) -> bool:
     """Whether a line of metrics.jsonl is whole and of no later step; tests come at the end."""
     if not line.endswith("\n"):
         return False
     record = json.loads(line)
+    if record["step"] == step and not scored and record["split"] in ("partition", "stream"):
+        return False
     return record["step"] <= step and record["split"] != "test"
 
 

@@ -165,6 +165,13 @@ class Supervision:
         self._last = (step, losses.detach())
         return stop
 
+    def told_to_end(self) -> bool:
+        """Whether any rank was told to end; a collective, for waiting between steps."""
+        self.watchdog.beat()
+        flag = torch.tensor(int(self._terminate))
+        dist.all_reduce(flag)
+        return bool(flag)
+
     def check_now(self) -> None:
         """Raise NotFinite if the losses of the last step are not finite on some rank."""
         self._read()

@@ -361,6 +361,8 @@ def _load(variant: Variant, seed: int | None = None) -> Job:
 def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
     """The split that every job measures, and the metric."""
     split = next((s for s in ("test", "valid") if all(getattr(job.data, s) for job in jobs)), None)
+    if all(job.stream for job in jobs):
+        split = "stream"
     if split is None:
         raise ValueError("nothing to compare by: set data.test, or data.valid, of every variant")
     if text is None:

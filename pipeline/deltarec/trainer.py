@@ -9,8 +9,8 @@ import json
 import resource
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -40,8 +40,8 @@ from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
 from deltarec.job import Job, Split
 from deltarec.metrics import larger_is_better
-from deltarec.metrics.evaluation import Evaluation, Result
-from deltarec.metrics.table import render
+from deltarec.metrics.evaluation import Evaluation, Result, Totals
+from deltarec.metrics.table import overall, render
 from deltarec.models.cascade import with_joint_tasks
 from deltarec.models.ranking import RankingModel, network_of, predictions
 from deltarec.optimizers import StepOptimizer
@@ -68,16 +68,19 @@ class Trainer:
         self.device = device
         self.schema = job.data_schema
         torch.use_deterministic_algorithms(job.train.deterministic)
-        self.reader = self._reader("train")
-        epochs_steps = self.reader.num_steps * job.train.epochs
-        self.num_steps = min(epochs_steps, job.train.max_steps or epochs_steps)
+        self.num_steps = self._open()
         self.model, self.plan = build_model(job, device)
         self.balancer: Balancer = self.model.module.balancer  # pyright: ignore
         self.balancer.begin(self.num_steps)
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
         self.watchdog = Watchdog(job.train.hang_seconds)
         self.checkpoints = Checkpoints(
-            run.checkpoints, self.model, self.optimizer, job.train.checkpoint, self.watchdog
+            run.checkpoints,
+            self.model,
+            self.optimizer,
+            job.train.checkpoint,
+            self.watchdog,
+            self._kept_beside(),
         )
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
@@ -90,6 +93,10 @@ class Trainer:
         self.second_pass = SecondPass(self.model) if two_passes else None
         self.saturated: set[str] = set()
         self.state = TrainState()
+        self.invalid: Counter[str] = Counter()
+        """Values mended so far by each policy, on this rank, by readers that are done with."""
+        self._started = 0.0
+        """When training began, had it not been interrupted, in seconds of `time.monotonic`."""
         self.skipped: dict[Split, Skipped] = {}
         """What each split that was read has lost to damaged files."""
         self.known: dict[Split, dict[str, Tensor]] = {}
@@ -101,51 +108,19 @@ class Trainer:
             return self._fit()
 
     def _fit(self) -> dict[str, Any]:
-        self.run.write("config.yaml", configuration.dump(self.job))
-        self.run.write("plan.txt", self.plan)
-        if self.checkpoints.find("latest"):
-            self.state = self.checkpoints.load("latest")
-            mend = "give back its files and settings, or train into a new run folder"
-            self.reader.require(self.state.data, "the checkpoint to resume", mend)
-        self.run.rewind(self.state.step)
-        progress = Progress("train", self._total_samples(), self.state.samples)
-        if self.state.step:
-            progress.say(f"goes on from {self.checkpoints.find('latest')}")
-        if self.quantised:
-            progress.say(deltarec_kernels.describe())
-        if self.job.train.warm_start and not self.checkpoints.find("latest"):
-            warm = self.job.train.warm_start
-            progress.say(warm_start(warm, self.model, self.optimizer, self.watchdog))
-        self.state = replace(self.state, data=self.reader.identity)
-        skipped = self.skipped["train"] = Skipped(
-            self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
-        )
-        batches = _Batches(self.reader.read(self.state.position, self.job.train.epochs))
-        started = time.monotonic() - self.state.seconds
+        progress = Progress("train", self._total_samples())
+        if self._begin(progress.say):
+            self._require_same_data()
+        progress.start_from(self.state.samples)
+        batches = self._batches(self.job.train.epochs, progress)
         stop = self.state.step >= self.num_steps or self._stopped_early()
-        self.model.train()
         with self._profiler() as profiler, self._supervision() as supervision:
             if self.state.evaluation_due:
                 self.state = replace(self.state, evaluation_due=False)
                 stop = self._evaluate_and_save(progress) or stop
-                started = time.monotonic() - self.state.seconds
+                self._restart_clock()
             while not stop:
-                losses = self._train_step(batches)
-                self.checkpoints.after_step()
-                batch = batches.trained()
-                lost = skipped.after_batch(batch.lost)
-                self.state = replace(
-                    self.state,
-                    step=self.state.step + 1,
-                    samples=self.state.samples + batch.num_samples - lost,
-                    skipped_rows=skipped.rows,
-                    skipped_files=sorted(skipped.files),
-                    seconds=time.monotonic() - started,
-                    position=batch.next,
-                )
-                if batch.next.samples == 0:
-                    self.balancer.after_epoch()
-                self._log_step(progress, batch.num_samples, losses)
+                losses = self._advance(batches, progress)
                 told_to_end = supervision.after_step(self.state.step, losses)
                 stop = self.state.step == self.num_steps
                 evaluation_due = stop or self._evaluation_is_due()
@@ -155,7 +130,7 @@ class Trainer:
                 elif evaluation_due:
                     supervision.check_now()
                     stop = self._evaluate_and_save(progress) or stop
-                    started = time.monotonic() - self.state.seconds
+                    self._restart_clock()
                 elif self._checkpoint_is_due():
                     supervision.check_now()
                     self._save()
@@ -163,22 +138,101 @@ class Trainer:
                     profiler.step()
         batches.close()
         progress.close()
+        self.invalid.update(self.reader.invalid)
         return self._finish(progress)
+
+    def _open(self) -> int:
+        """Make what the training data are read by; returns the number of steps of the job."""
+        self.reader = self._reader("train")
+        steps = self.reader.num_steps * self.job.train.epochs
+        return min(steps, self.job.train.max_steps or steps)
+
+    def _kept_beside(self) -> dict[str, Tensor]:
+        """Tensors of a subclass that belong to its state."""
+        return {}
+
+    def _begin(self, say: Callable[[str], None]) -> bool:
+        """Put everything where the latest checkpoint left it; returns whether there is one."""
+        self.run.write("config.yaml", configuration.dump(self.job))
+        self.run.write("plan.txt", self.plan)
+        latest = self.checkpoints.find("latest")
+        if latest:
+            self.state = self.checkpoints.load("latest")
+            say(f"goes on from {latest}")
+        self.run.rewind(self.state.step, self.state.scored)
+        if self.quantised:
+            say(deltarec_kernels.describe())
+        if self.job.train.warm_start and not latest:
+            say(warm_start(self.job.train.warm_start, self.model, self.optimizer, self.watchdog))
+        self._restart_clock()
+        self.model.train()
+        return latest is not None
+
+    def _require_same_data(self) -> None:
+        mend = "give back its files and settings, or train into a new run folder"
+        self.reader.require(self.state.data, "the checkpoint to resume", mend)
+
+    def _restart_clock(self) -> None:
+        """Count no time since the last step as training."""
+        self._started = time.monotonic() - self.state.seconds
+
+    def _batches(self, epochs: int, progress: Progress) -> "_Batches":
+        """The reader's batches from the state's position on."""
+        self.state = replace(self.state, data=self.reader.identity)
+        self.skipped["train"] = Skipped(
+            self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
+        )
+        return _Batches(self.reader.read(self.state.position, epochs))
+
+    def _advance(self, batches: "_Batches", progress: Progress) -> Tensor:
+        """One step, and what is told of it; returns this rank's share of the losses `[T]`."""
+        losses = self._train_step(batches)
+        self.checkpoints.after_step()
+        batch, skipped = batches.trained(), self.skipped["train"]
+        lost = skipped.after_batch(batch.lost)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            samples=self.state.samples + batch.num_samples - lost,
+            skipped_rows=skipped.rows,
+            skipped_files=sorted(skipped.files),
+            seconds=time.monotonic() - self._started,
+            position=batch.next,
+        )
+        if batch.next.samples == 0:
+            self.balancer.after_epoch()
+        self._log_step(progress, batch.num_samples, losses)
+        return losses
 
     def evaluate(self, split: Split) -> Result:
         """Metrics of the model as it stands on a split; a collective, equal on every rank."""
         if self.job.model.pair is not None:
             return self._evaluate_pairs(split)
         reader = self._reader(split)
-        tasks = self.job.tasks
-        evaluation = Evaluation(
+        progress = Progress(f"evaluate {split}", reader.num_samples)
+        skipped = self.skipped[split] = Skipped(reader, progress.say)
+        return self._evaluate(split, reader, progress, skipped)
+
+    def _new_evaluation(self) -> Evaluation:
+        return Evaluation(
             [(name, self.job.metrics(name)) for name in self.job.measured],
             self.job.scenario.names if self.job.scenario else (),
             has_user=self.job.data.user is not None,
+            slices=self.job.data.slices,
         )
-        progress = Progress(f"evaluate {split}", reader.num_samples)
-        skipped = self.skipped[split] = Skipped(reader, progress.say)
-        with self.watchdog.watch(f"the evaluation on {split}"), self._plain_model() as model:
+
+    def _evaluate(
+        self,
+        what: str,
+        reader: Reader,
+        progress: Progress,
+        skipped: Skipped,
+        totals: Totals | None = None,
+    ) -> Result:
+        """Metrics on all that a reader reads; the totals are told of them."""
+        tasks = self.job.tasks
+        evaluation = self._new_evaluation()
+        with self.watchdog.watch(f"the evaluation on {what}"), self._plain_model() as model:
             for batch in reader.read(Position(), epochs=1):
                 skipped.after_batch(batch.lost)
                 batch = batch.to(self.device)
@@ -187,11 +241,11 @@ class Trainer:
                 columns = with_joint_tasks(
                     predictions(logits, tasks), batch.labels, batch.mask, tasks
                 )
-                evaluation.update(*columns, batch.scenario, user)
+                evaluation.update(*columns, batch.scenario, user, batch.slices)
                 progress.update(batch.num_samples)
                 self.watchdog.beat()
             progress.close()
-            return evaluation.compute()
+            return evaluation.compute(totals)
 
     def _evaluate_pairs(self, split: Split) -> Result:
         """`evaluate` of a job of pairwise tasks."""
@@ -223,12 +277,14 @@ class Trainer:
             self.known[split] = known_pairs(self.schema, reader, self.watchdog.beat)
         return self.known[split]
 
-    def _reader(self, split: Split, training: bool | None = None) -> Reader:
+    def _reader(
+        self, split: Split, training: bool | None = None, partition: str | None = None
+    ) -> Reader:
         train, data = self.job.train, self.job.data
         training = split == "train" if training is None else training
         damage: Damage = {}
         reader = Reader(
-            data.files(split, damage),
+            data.files(split, damage, partition),
             self.schema,
             data.reader,
             train.batch_size if training else train.eval_batch_size or train.batch_size,
@@ -342,10 +398,7 @@ class Trainer:
             return False
         result = self.evaluate("valid")
         self.run.log(self.state.step, "valid", result | self._skipped_values("valid"))
-        overall: Result = {
-            task: {"all": values["all"], "scenario": {}} for task, values in result.items()
-        }
-        progress.say(f"step {self.state.step}, validation\n{render(overall)}")
+        progress.say(f"step {self.state.step}, validation\n{render(overall(result))}")
         stopping = self.job.train.early_stopping
         if stopping is None:
             self._save()
@@ -382,7 +435,7 @@ class Trainer:
         result: dict[str, Any] = {
             "steps": self.state.step,
             "samples": self.state.samples,
-            "invalid": self._invalid(),
+            "invalid": self._all_invalid(),
             "seconds": round(self.state.seconds, 3),
             "samples_per_second": round(self.state.samples / max(self.state.seconds, 1e-9), 1),
             "peak_memory_bytes": _sum_over_ranks(_peak_memory_bytes(self.device)),
@@ -391,6 +444,7 @@ class Trainer:
         for split in ("valid", "test"):
             if getattr(self.job.data, split):
                 result[split] = self.evaluate(split)
+        result |= self._own_results()
         if "test" in result:
             self.run.log(measured, "test", result["test"] | self._skipped_values("test"))
         result["skipped"] = {split: skipped.summary() for split, skipped in self.skipped.items()}
@@ -413,10 +467,14 @@ class Trainer:
         counts = skipped.summary() if skipped.enabled else {}
         return {f"skipped_{name}": value for name, value in counts.items()}
 
-    def _invalid(self) -> dict[str, int]:
+    def _own_results(self) -> dict[str, Any]:
+        """What a subclass adds to result.json."""
+        return {}
+
+    def _all_invalid(self) -> dict[str, int]:
         """Values mended by each policy, over all ranks."""
         gathered: list[Any] = [None] * world_size()
-        dist.all_gather_object(gathered, dict(self.reader.invalid))
+        dist.all_gather_object(gathered, dict(self.invalid))
         names = sorted({name for counts in gathered for name in counts})
         return {name: sum(counts.get(name, 0) for counts in gathered) for name in names}
 
@@ -519,7 +577,7 @@ def check(job: Job) -> None:
         network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
         balancer_of(job.balance, list(job.tasks), seed=0)
     for split in ("train", "valid", "test"):
-        if getattr(job.data, split):
+        if getattr(job.data, split) and not (job.stream and split == "train"):
             for file in job.data.files(split):
                 job.data_schema.check(file.schema, file.path)
 
@@ -527,7 +585,7 @@ def check(job: Job) -> None:
 def report(result: dict[str, Any]) -> str:
     """What a person reads at the end: the metrics and the speed."""
     lines = []
-    for split in ("valid", "test"):
+    for split in ("stream", "valid", "test"):
         if split in result:
             lines.append(f"{split}\n{render(result[split])}\n")
     lines.append(

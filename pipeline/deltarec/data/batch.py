@@ -61,6 +61,8 @@ class Batch(Pipelineable):
     """The position after this batch."""
     lost: Counter[str] = field(default_factory=Counter)
     """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
+    slices: Tensor | None = None
+    """Int64 `[B, S]`, the bucket of each column of `data.slices`, where there are any."""
 
     def rows(self, feature: str) -> Tensor:
         """The ids of a feature whose rows are looked up one by one, int64 `[sum of lengths]`."""
@@ -121,6 +123,7 @@ def make_batch(
         num_samples=num_samples,
         epoch=epoch,
         next=after,
+        slices=padded("slices") if schema.slices else None,
     )
 
 

@@ -62,7 +62,7 @@ class Block:
 
     flat: dict[str, np.ndarray]
     """What is no feature: `dense [rows, N]`, `labels` and `mask [rows, T]`, `scenario`, `index`,
-    and, where they are configured, `user` and `weight`."""
+    and, where they are configured, `user`, `weight`, and `slices [rows, S]`."""
     ids: dict[str, np.ndarray]
     """Features of one id, int64, by name."""
     ragged: dict[str, Ragged]

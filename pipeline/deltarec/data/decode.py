@@ -71,6 +71,9 @@ class _Decoder:
             flat["user"] = hash_ids(self._column(schema.user))
         if schema.weight:
             flat["weight"] = self._numbers(schema.weight, "data.weight")
+        if schema.slices:
+            buckets = [self._buckets(column, bounds) for column, bounds in schema.slices.items()]
+            flat["slices"] = np.stack(buckets, axis=1)
         return Block(flat, ids, ragged, self.invalid)
 
     def _column(self, column: str) -> pa.Array:
@@ -223,6 +226,16 @@ class _Decoder:
             values: list[int | str] = list(scenario.values)
             ids[unknown] = 0 if scenario.default is None else values.index(scenario.default)
         return ids
+
+    def _buckets(self, column: str, bounds: list[int]) -> np.ndarray:
+        array = self._column(column)
+        if array.null_count:
+            nulls = array.is_null().to_numpy(zero_copy_only=False)
+            path, row = self.place(int(self.index[nulls.argmax()]))
+            raise ValueError(
+                f"{path}: column '{column}' (data.slices.{column}): a null at row {row}; mend the data"
+            )
+        return np.searchsorted(bounds, array.to_numpy(), side="right")
 
     def _numbers(self, column: str, key: str) -> np.ndarray:
         return self._finite(self._column(column), self.index, column, key)

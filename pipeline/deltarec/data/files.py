@@ -83,6 +83,7 @@ def find(
     patterns: Sequence[str],
     damaged: Damage | None = None,
     mend: str = "mend or remove the file, or set data.on_bad_file to skip",
+    may_be_empty: bool = False,
 ) -> list[ParquetFile]:
     """The Parquet files under `source` that the patterns name, in the order of pattern, then path.
 
@@ -94,6 +95,7 @@ def find(
             with `_` or `.` are skipped inside folders.
         damaged: where files are noted that are not readable Parquet; without it they stop.
         mend: what to tell a user whom such a file stops.
+        may_be_empty: whether there may be no file, or none with a row.
 
     Raises:
         ValueError: a pattern matches nothing, a file is not Parquet, or there is no row at all.
@@ -105,7 +107,7 @@ def find(
             matches = _match(filesystem, root, pattern)
         except OSError as error:
             raise ValueError(f"'{pattern}' under {source} cannot be listed: {error}") from error
-        if not matches:
+        if not matches and not may_be_empty:
             raise ValueError(f"no file matches '{pattern}' under {source}")
         paths += [path for path in matches if path not in paths]
     with ThreadPoolExecutor(16) as threads:
@@ -117,12 +119,28 @@ def find(
         raise ValueError(f"{path}: {what}; {mend}")
     if damaged is not None:
         damaged.update(bad)
-    if not any(file.metadata.num_rows for file in files):
+    if not any(file.metadata.num_rows for file in files) and (bad or not may_be_empty):
         skipped = f"; {len(bad)} damaged files are skipped" if bad else ""
         raise ValueError(
             f"the dataset is empty: {', '.join(patterns)} under {source} has no rows{skipped}"
         )
     return files
+
+
+def listing(source: str, patterns: Sequence[str]) -> list[str]:
+    """Paths relative to `source` of all files that the patterns name, hidden ones too, sorted.
+
+    What is not there is not listed: it may come.
+
+    Raises:
+        ValueError: the storage cannot be listed.
+    """
+    filesystem, root = _open_filesystem(source)
+    try:
+        found = {p for pattern in patterns for p in _match(filesystem, root, pattern, hidden=True)}
+    except OSError as error:
+        raise ValueError(f"{source} cannot be listed: {one_line(error)}") from error
+    return sorted(path[len(root.rstrip("/")) :].strip("/") for path in found)
 
 
 def one_line(error: Exception) -> str:
@@ -143,7 +161,9 @@ def _open_filesystem(source: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), source
 
 
-def _match(filesystem: fs.FileSystem, root: str, pattern: str) -> list[str]:
+def _match(
+    filesystem: fs.FileSystem, root: str, pattern: str, hidden: bool = False
+) -> list[str]:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     globs = [i for i, part in enumerate(parts) if any(c in part for c in "*?[")]
     fixed, wanted = (parts[: globs[0]], parts[globs[0] :]) if globs else (parts, [])
@@ -155,8 +175,8 @@ def _match(filesystem: fs.FileSystem, root: str, pattern: str) -> list[str]:
     matched = []
     for item in filesystem.get_file_info(fs.FileSelector(info.path, recursive=True)):
         inside = item.path[len(info.path) :].strip("/").split("/")
-        hidden = any(part[0] in "._" for part in inside)
-        if item.type == fs.FileType.File and not hidden and _begins(inside, wanted):
+        shown = hidden or not any(part[0] in "._" for part in inside)
+        if item.type == fs.FileType.File and shown and _begins(inside, wanted):
             matched.append(item.path)
     return sorted(matched)
 

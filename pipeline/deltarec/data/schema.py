@@ -2,7 +2,7 @@
 """What the columns of a dataset mean: features, labels, scenario, user and weight."""
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -178,6 +178,8 @@ class Schema:
     user: str | None = None
     weight: str | None = None
     on_bad_file: Literal["stop", "skip"] = "stop"
+    slices: Mapping[str, list[int]] = field(default_factory=dict)
+    """Columns by whose values evaluations are split, and the lower bounds of their buckets."""
     row_tables: Set[str] = frozenset()
     """Tables whose rows the model wants one by one, also those of id lists."""
 
@@ -271,6 +273,7 @@ class Schema:
         if self.scenario:
             names.append(self.scenario.column)
         names += [name for name in (self.user, self.weight) if name]
+        names += self.slices
         return list(dict.fromkeys(names))
 
     def check(self, files_schema: pa.Schema, path: str) -> None:
@@ -327,6 +330,8 @@ class Schema:
             yield self.weight, "data.weight", number
         if self.user:
             yield self.user, "data.user", ("integer", "string")
+        for column in self.slices:
+            yield column, f"data.slices.{column}", ("integer",)
 
     def _check_scenario(self, files_schema: pa.Schema, path: str, scenario: Scenario) -> None:
         arrow_type = files_schema.field(scenario.column).type

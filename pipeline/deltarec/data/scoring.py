@@ -46,7 +46,7 @@ class Input:
     """The rows to score, numbered through all files, and cut into parts and batches.
 
     Args:
-        schema: of the job; the files need no labels, user and weight.
+        schema: of the job; the files need no labels, user, weight and slices.
         files: what `files.find` found.
         keys: columns to carry along, of any type.
         batch_size: rows that a rank scores at a time.
@@ -65,7 +65,7 @@ class Input:
         rows_per_part: int | None = None,
     ) -> None:
         self.files = files
-        self.schema = replace(schema, tasks={}, user=None, weight=None)
+        self.schema = replace(schema, tasks={}, user=None, weight=None, slices={})
         self.tasks = list(schema.tasks)
         self.batch_size = batch_size
         self.key_schema = _key_schema(files, keys)

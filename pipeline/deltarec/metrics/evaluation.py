@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a whole evaluation, over all samples and by scenario, equal on every rank.
+"""Metrics of a whole evaluation, over all samples, by scenario and slice, equal on every rank.
 
 Each rank keeps the predictions of its own samples. `compute` takes one task at a time, moves its
 samples to where its metrics want them (`Partition`), and gathers nothing but statistics. Ranks get
 about the same number of samples, except that one score goes whole to one rank, and so does a user.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple, TypedDict
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -16,14 +18,17 @@ from torch import Tensor
 
 from deltarec.distributed import all_sum, exchange, owners, world_size
 from deltarec.metrics import METRICS
-from deltarec.metrics.metric import Kind, Partition, Samples
+from deltarec.metrics.metric import Kind, Metric, Partition, Samples
 
 Values = dict[str, float | int | None]
 """Metric values by name, None where not defined, and the number of samples as `n`."""
 
 
 class TaskResult(TypedDict):
-    """The values of one task over all samples, and by scenario where there are several."""
+    """The values of one task over all samples, and by scenario where there are several.
+
+    Slices stand among the scenarios, as `COLUMN BUCKET`.
+    """
 
     all: Values
     scenario: dict[str, Values]
@@ -31,6 +36,24 @@ class TaskResult(TypedDict):
 
 Result = dict[str, TaskResult]
 """The values by task."""
+
+
+class Grouping(NamedTuple):
+    """A way to split samples."""
+
+    names: Sequence[str]
+    """Of its groups."""
+    of: Callable[[Samples], Tensor]
+    """The group of each sample, int64 `[n]`."""
+
+
+class Totals(Protocol):
+    """What gathers statistics over several evaluations."""
+
+    def add(
+        self, task: str, grouping: int, samples: Samples, statistics: Mapping[str, Tensor]
+    ) -> None: ...
+
 
 SMALLEST_PROBABILITY = 1e-7
 NUM_PROBES = 4096
@@ -44,6 +67,7 @@ class Evaluation:
         tasks: the name of each of T tasks, and its metrics.
         scenarios: the names of the scenarios, by index; with none or one there is no split.
         has_user: whether the data names users.
+        slices: columns by whose values samples are split, and the lower bounds of their buckets.
 
     Raises:
         ValueError: a metric is unknown, for another kind of task, or needs users and has none.
@@ -54,11 +78,18 @@ class Evaluation:
         tasks: Sequence[tuple[str, Sequence[str]]],
         scenarios: Sequence[str] = (),
         has_user: bool = False,
+        slices: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        self._tasks = [
+        self.tasks = [
             _Task(name, metrics, _kind(name, metrics, has_user)) for name, metrics in tasks
         ]
-        self._scenarios = scenarios
+        self.groupings = [Grouping(["all"], lambda samples: torch.zeros_like(samples.scenario))]
+        if len(scenarios) > 1:
+            self.groupings.append(Grouping(scenarios, lambda samples: samples.scenario))
+        self._num_slices = len(slices or {})
+        for place, (column, bounds) in enumerate((slices or {}).items()):
+            names = [f"{column} {bucket}" for bucket in bucket_names(bounds)]
+            self.groupings.append(Grouping(names, partial(_slice, place=place)))
         self._needs_user = any(
             METRICS[metric].partition == "user" for _, metrics in tasks for metric in metrics
         )
@@ -71,6 +102,7 @@ class Evaluation:
         mask: Tensor,
         scenario: Tensor,
         user: Tensor | None = None,
+        slices: Tensor | None = None,
     ) -> None:
         """Add a batch from any device. Ranks may add different numbers of batches, also none.
 
@@ -80,6 +112,7 @@ class Evaluation:
             mask: bool `[B, T]`, whether the sample counts for the task.
             scenario: integers `[B]`, indices into the names of the scenarios.
             user: int64 `[B]`, any values; required, and kept, where a metric needs it.
+            slices: integers `[B, S]`, the bucket of each column; None where there is none.
         """
         assert user is not None or not self._needs_user
         self._batches.append(
@@ -89,18 +122,24 @@ class Evaluation:
                 _keep(mask, torch.bool),
                 _keep(scenario, torch.int32),
                 _keep(user, torch.int64) if self._needs_user and user is not None else None,
+                _keep(slices, torch.int32) if slices is not None else None,
             )
         )
 
-    def compute(self) -> Result:
+    def compute(self, totals: Totals | None = None) -> Result:
         """The metrics of all samples of all ranks, equal on each; every rank must call it.
+
+        Args:
+            totals: is told of the statistics.
 
         Raises:
             ValueError: on every rank, if a prediction or label is not what its task needs.
         """
-        return {task.name: self._compute(index, task) for index, task in enumerate(self._tasks)}
+        return {
+            task.name: self._compute(index, task, totals) for index, task in enumerate(self.tasks)
+        }
 
-    def _compute(self, index: int, task: "_Task") -> TaskResult:
+    def _compute(self, index: int, task: "_Task", totals: Totals | None) -> TaskResult:
         samples = self._samples(index)
         _check(task, samples)
         if task.kind == "binary":
@@ -112,20 +151,46 @@ class Evaluation:
             if partition not in parts:
                 parts[partition] = PARTITIONS[partition](samples)
 
-        [overall] = _values(task, parts, num_scenarios=1)
-        split = self._scenarios if len(self._scenarios) > 1 else ()
-        values = _values(task, parts, len(split)) if split else []
-        return {"all": overall, "scenario": dict(zip(split, values, strict=True))}
+        overall, *split = (
+            self._grouped(task, parts, number, totals) for number in range(len(self.groupings))
+        )
+        return {
+            "all": overall["all"],
+            "scenario": {name: row for part in split for name, row in part.items()},
+        }
+
+    def _grouped(
+        self,
+        task: "_Task",
+        parts: dict[Partition, Samples],
+        number: int,
+        totals: Totals | None,
+    ) -> dict[str, Values]:
+        """The values of each group of one grouping, by name."""
+        grouping = self.groupings[number]
+        statistics = {}
+        for name in task.metrics:
+            metric = METRICS[name]()
+            part = parts[metric.partition]
+            local = metric.local(part, grouping.of(part), len(grouping.names))
+            statistics[name] = _gather(local)
+        samples = parts["none"]
+        counts = torch.bincount(grouping.of(samples), minlength=len(grouping.names))
+        statistics["n"] = _gather(counts)
+        if totals is not None:
+            totals.add(task.name, number, samples, statistics)
+        return values_of(task.metrics, grouping.names, statistics)
 
     def _samples(self, task: int) -> Samples:
         """This rank's samples of one task."""
         rows = [batch.mask[:, task].nonzero().squeeze(dim=1) for batch in self._batches]
 
-        def select(columns: list[Tensor], dtype: torch.dtype) -> Tensor:
+        def select(columns: list[Tensor], dtype: torch.dtype, *width: int) -> Tensor:
             chosen = [column[row] for column, row in zip(columns, rows, strict=True)]
-            return torch.cat([torch.empty(0, dtype=dtype), *chosen]).to(dtype)
+            return torch.cat([torch.empty(0, *width, dtype=dtype), *chosen]).to(dtype)
 
         users = [batch.user for batch in self._batches if batch.user is not None]
+        slices = [batch.slices for batch in self._batches if batch.slices is not None]
         return Samples(
             prediction=select(
                 [batch.prediction[:, task] for batch in self._batches], torch.float64
@@ -133,6 +198,7 @@ class Evaluation:
             label=select([batch.label[:, task] for batch in self._batches], torch.float64),
             scenario=select([batch.scenario for batch in self._batches], torch.int64),
             user=select(users, torch.int64) if self._needs_user else None,
+            slices=select(slices, torch.int64, self._num_slices) if self._num_slices else None,
         )
 
 
@@ -148,6 +214,42 @@ class _Batch(NamedTuple):
     mask: Tensor
     scenario: Tensor
     user: Tensor | None
+    slices: Tensor | None
+
+
+def values_of(
+    metrics: Sequence[str],
+    names: Sequence[str],
+    statistics: Mapping[str, Tensor],
+    known: Mapping[str, type[Metric]] = METRICS,
+) -> dict[str, Values]:
+    """The values of each group, by its name.
+
+    Args:
+        metrics: of the task.
+        names: of the groups.
+        statistics: of each metric `[ranks, num_groups, k]`, and as `n` the counts
+            `[ranks, num_groups]`.
+        known: the metrics by name.
+    """
+    columns = {name: known[name]().combine(statistics[name]) for name in metrics}
+    columns["n"] = statistics["n"].sum(dim=0).long().tolist()
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return dict(zip(names, rows, strict=True))
+
+
+def bucket_names(bounds: Sequence[int]) -> list[str]:
+    """What a person calls the buckets between lower bounds: <1, 1, 2-5, 6+ for 1, 2, 6."""
+    between = [
+        str(low) if high == low + 1 else f"{low}-{high - 1}"
+        for low, high in itertools.pairwise(bounds)
+    ]
+    return [f"<{bounds[0]}", *between, f"{bounds[-1]}+"]
+
+
+def _slice(samples: Samples, place: int) -> Tensor:
+    assert samples.slices is not None
+    return samples.slices[:, place]
 
 
 def _keep(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -190,22 +292,6 @@ def _check(task: _Task, samples: Samples) -> None:
             )
 
 
-def _values(task: _Task, parts: dict[Partition, Samples], num_scenarios: int) -> list[Values]:
-    """The values of each scenario, or with one only, of all samples together."""
-
-    def group(part: Samples) -> Tensor:
-        return part.scenario if num_scenarios > 1 else torch.zeros_like(part.scenario)
-
-    columns = {}
-    for name in task.metrics:
-        metric = METRICS[name]()
-        part = parts[metric.partition]
-        columns[name] = metric.combine(_gather(metric.local(part, group(part), num_scenarios)))
-    counts = torch.bincount(group(parts["none"]), minlength=num_scenarios)
-    columns["n"] = all_sum(counts).tolist()
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
 def _gather(tensor: Tensor) -> Tensor:
     """A tensor of equal shape on each rank, from all of them: `[ranks, ...]`."""
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -242,10 +328,10 @@ PARTITIONS: dict[Partition, Callable[[Samples], Samples]] = {
 
 def _move(samples: Samples, destination: Tensor) -> Samples:
     """Send each sample to its rank, and order there by prediction."""
-    columns = [samples.prediction, samples.label, samples.scenario]
-    columns += [samples.user] if samples.user is not None else []
+    columns = {field.name: getattr(samples, field.name) for field in fields(samples)}
+    present = {name: column for name, column in columns.items() if column is not None}
     if world_size() > 1:
-        columns = exchange(columns, destination)
-    order = columns[0].argsort()
-    prediction, label, scenario, *user = [column[order] for column in columns]
-    return Samples(prediction, label, scenario, user[0] if user else None)
+        moved = exchange(list(present.values()), destination)
+        present = dict(zip(present, moved, strict=True))
+    order = present["prediction"].argsort()
+    return replace(samples, **{name: column[order] for name, column in present.items()})

@@ -30,6 +30,8 @@ class Samples:
     """int64 `[n]`, in `[0, num_scenarios)`."""
     user: Tensor | None
     """int64 `[n]`, any values; None where no metric asks for users."""
+    slices: Tensor | None = None
+    """int64 `[n, S]`, buckets by S columns; None where there is no such column."""
 
 
 class Metric(ABC):

@@ -2,6 +2,11 @@
 from deltarec.metrics.evaluation import Result, Values
 
 
+def overall(result: Result) -> Result:
+    """The values over all samples alone."""
+    return {task: {"all": values["all"], "scenario": {}} for task, values in result.items()}
+
+
 def render(result: Result) -> str:
     """Draw the result of an evaluation as aligned plain text, one line a task and scenario.
 
