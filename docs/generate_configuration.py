@@ -2,6 +2,7 @@
 """Writes docs/configuration.md from the configuration types; with --check, only compares."""
 
 import argparse
+import json
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,9 @@ from pydantic_core import PydanticUndefined
 
 from deltarec.config import Config, OneOf
 from deltarec.job import Job
+from deltarec.text.augment import AugmentJob
 
+TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob}
 TARGET = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """\
 # Configuration
@@ -42,6 +45,9 @@ def render() -> str:
     for key, field in Job.model_fields.items():
         parts.append(f"## {key}\n\n{_sentence(field.description)}\n")
         _describe_field(key, field, parts, seen=set())
+    for verb, job in TEXT_JOBS.items():
+        parts.append(f"## deltarec {verb}\n")
+        _describe_type(verb, job, parts, seen=set())
     return "\n".join(parts)
 
 
@@ -141,7 +147,7 @@ def _default_text(field: FieldInfo) -> str:
         return f"`{name}`" if name else "its defaults"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
-    return f"`{default}`"
+    return f"`{default}`" if str(default).isprintable() else f"`{json.dumps(default)}`"
 
 
 def _sentence(text: str | None) -> str:

@@ -213,6 +213,27 @@ def _predict(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _text_augment(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.config import load
+    from deltarec.text.augment import AugmentJob, augment, write_prompts
+
+    job = load(AugmentJob, options.config, options.set)
+    if options.prompts:
+        answer = write_prompts(job, options.prompts)
+        _answer(options, answer, f"{answer['prompts']:,} prompts: {options.prompts}")
+        return 1 if answer["failed"] else 0
+    answer = augment(job)
+    _answer(
+        options,
+        answer,
+        f"{answer['answered']:,} of {answer['rows']:,} rows answered: {answer['imported']:,} "
+        f"imported, {answer['cached']:,} known, {answer['asked']:,} by {answer['requests']:,} "
+        f"requests; {answer['failed']:,} failed\ntable: {answer['output']}\n"
+        f"failures: {answer['report']}",
+    )
+    return 1 if answer["failed"] else 0
+
+
 def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     if options.name not in names:
@@ -292,8 +313,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def verb(name: str, run: Any, text: str, among: Any = verbs) -> argparse.ArgumentParser:
+        sub = among.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="answer as one JSON object")
         return sub
@@ -440,6 +461,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     overrides(predict)
     processes(predict)
+
+    text = "Features by language models, as ordinary Parquet tables."
+    of_text = verbs.add_parser("text", help=text, description=text).add_subparsers(
+        title="verbs", required=True, metavar="VERB"
+    )
+    augment = verb(
+        "augment", _text_augment, "Asks a chat model about items or users, or imports.", of_text
+    )
+    augment.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    augment.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="write the prompts as JSONL and ask nobody"
+    )
+    overrides(augment)
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
     bench.add_argument(

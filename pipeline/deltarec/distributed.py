@@ -80,8 +80,8 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this rank is the one that writes files and prints."""
-    return rank() == 0
+    """Whether this rank is the one that writes files and prints; a process alone is."""
+    return not dist.is_initialized() or rank() == 0
 
 
 def all_sum(tensor: Tensor) -> Tensor:
