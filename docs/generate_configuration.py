@@ -14,9 +14,8 @@ from pydantic_core import PydanticUndefined
 from deltarec.config import Config, OneOf
 from deltarec.job import Job
 from deltarec.text.augment import AugmentJob
-from deltarec.text.encode import EncodeJob
 
-TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob, "text encode": EncodeJob}
+TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob}
 TARGET = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """\
 # Configuration

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deltarec import changed_rows
+from deltarec import stored_tensors
 from deltarec.checkpoint import find
 from deltarec.config import Config
 from deltarec.optimizers import StepOptimizer
@@ -67,8 +67,7 @@ def warm_start(
             nothing fits.
     """
     source = config.folder()
-    folders = changed_rows.chain(source)
-    stored = changed_rows.sizes(folders)
+    stored = stored_tensors.sizes(source)
     theirs = _renamed({_known_as(key): key for key in stored if _wanted(key, config)}, config)
     weights = model.state_dict()
     tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
@@ -90,7 +89,7 @@ def warm_start(
     ]
     if differing:
         raise ValueError(f"{source}: sizes differ: {'; '.join(differing)}")
-    changed_rows.read({theirs[name]: ours[name] for name in shared}, folders, watchdog)
+    stored_tensors.read({theirs[name]: ours[name] for name in shared}, source, watchdog)
     model.load_state_dict(weights)
     return (
         f"warm start from {source}: {len(shared)} tensors loaded; "
