@@ -14,8 +14,9 @@ from pydantic_core import PydanticUndefined
 from deltarec.config import Config, OneOf
 from deltarec.job import Job
 from deltarec.text.augment import AugmentJob
+from deltarec.text.encode import EncodeJob
 
-TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob}
+TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob, "text encode": EncodeJob}
 TARGET = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """\
 # Configuration

@@ -59,10 +59,18 @@ def pair_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Workers and ranks share the cores: a second thread, waited for at every small operation,
+    makes them 10 to 60 times slower when its core is busy.
+    """
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def one_process() -> Iterator[torch.device]:
     """A process group of this process alone."""
-    with process_group() as device:
+    with process_group(threads=1) as device:
         yield device
 
 

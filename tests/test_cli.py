@@ -54,6 +54,8 @@ train:
   optimizer: {{dense: {{name: adam, lr: 1e-2}}}}
 """
 
+ONE_THREAD = ["--threads", "1"]
+
 
 def write_csv(path: Path, seed: int, rows: int = 1500) -> None:
     """An export as shops have it: words, gaps, yes and no, lists in a cell."""
@@ -128,7 +130,7 @@ def test_a_users_own_data_from_csv_to_metrics(shop: Path, capsys: pytest.Capture
     assert result["test"]["rating"]["all"]["rmse"] < 1
     assert result["invalid"].keys() == {"age.default", "region.default"}
 
-    assert main(["evaluate", "--run-dir", str(run), "--json"]) == 0
+    assert main(["evaluate", "--run-dir", str(run), "--json", *ONE_THREAD]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["step"], answer["split"]) == (72, "test")
     for task, expected in result["test"].items():  # by one process: another order of rounding
@@ -221,17 +223,17 @@ def test_json_is_one_object_on_standard_output(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = tmp_path / "run"
-    arguments = ["--config", str(small / "job.yaml"), "--run-dir", str(run), "--json"]
+    arguments = ["--config", str(small / "job.yaml"), "--run-dir", str(run), "--json", *ONE_THREAD]
     assert main(["train", *arguments]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert out.count("\n") == 1 and result == json.loads((run / "result.json").read_text())
     assert "validation" in err, "what a person watches goes to standard error"
 
-    assert main(["evaluate", "--run-dir", str(run), "--json"]) == 0
+    assert main(["evaluate", "--run-dir", str(run), "--json", *ONE_THREAD]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["metrics"] == result["test"], "the checkpoint is the one that training chose"
-    latest = ["--checkpoint", "latest", "--split", "valid"]
+    latest = ["--checkpoint", "latest", "--split", "valid", *ONE_THREAD]
     assert main(["evaluate", "--run-dir", str(run), "--json", *latest]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == result["steps"] > answer["step"]
 
@@ -240,6 +242,7 @@ def test_a_finished_run_is_not_trained_again(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     train = ["train", "--config", str(small / "job.yaml"), "--run-dir", str(tmp_path), "--json"]
+    train += ONE_THREAD
     assert main([*train, "--set", "train.max_steps=2", "--set", "train.early_stopping=null"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert main([*train, "--set", "train.max_steps=2", "--set", "train.early_stopping=null"]) == 0

@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         features__city__on_invalid="clip",
         embedding__tables__scores__sharding="table_wise",
     )
-    with process_group() as device:
+    with process_group(threads=1) as device:
         Trainer(job, RunFolder(folder / "run"), device).fit()
     rows = pq.read_table(folder / "data" / "valid").drop_columns(LABELS)
     rows = rows.set_column(2, "city", pa.array(np.arange(500) % 60))  # the table has 50 rows
@@ -73,7 +73,7 @@ def scored(run: Path, output: Path, batch_size: int, *keys: str) -> dict[str, An
 
 
 def scored_alone(run: Path, output: Path, batch_size: int, *keys: str) -> dict[str, Any]:
-    with process_group():
+    with process_group(threads=1):
         return scored(run, output, batch_size, *keys)
 
 
@@ -154,7 +154,7 @@ def test_the_scores_are_those_that_evaluate_measures(run: Path):
     job = load(Job, run / "run" / "config.yaml", [])
     checkpoint = find_checkpoint(run / "run" / "checkpoints", "latest")
     assert checkpoint is not None
-    with process_group() as device:
+    with process_group(threads=1) as device:
         source = Input(job.data_schema, job.data.files("test"), LABELS, batch_size=100)
         predict(job, source, checkpoint, run / "valid", device)
     expected = json.loads((run / "run" / "result.json").read_text())["test"]

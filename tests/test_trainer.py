@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(data: Path, folder: Path, **overrides: Any) -> Run:
     job = small_job(data, **overrides)
-    with process_group() as device:
+    with process_group(threads=1) as device:
         result = Trainer(job, RunFolder(folder), device).fit()
     return Run(job, folder, result)
 

@@ -29,7 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchrec.distributed.types import ShardedTensor
 
-from deltarec import checksums, stored_tensors
+from deltarec import changed_rows, checksums, stored_tensors
+from deltarec.changed_rows import BASE, ChangedRows, chain
 from deltarec.config import Config
 from deltarec.data.batch import Position
 from deltarec.distributed import is_main, rank, world_size
@@ -47,7 +48,10 @@ class CheckpointConfig(Config):
     every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints; without it they are written at evaluations and at the end."""
     keep: int = Field(default=2, gt=0)
-    """The newest so many are kept, and the best."""
+    """The newest so many are kept, and the best, and whatever these are restored from."""
+    full_every: int = Field(default=1, gt=0)
+    """Each so-many-th checkpoint is whole. Of the tables, those between hold only the rows that
+    training has looked up since the one before, and need all back to the whole one."""
     asynchronous: bool = True
     """Whether training goes on while a checkpoint is written."""
 
@@ -110,7 +114,12 @@ class Checkpoints:
         group = dist.new_group(backend="gloo")  # the writing thread's own
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
-        self.snapshots = Snapshots(model)
+        self._snapshots = Snapshots(model)
+        self._changed = ChangedRows(model) if config.full_every > 1 else None
+        self._base: str | None = None
+        """Of the main rank, the checkpoint that the tables' marks say what has changed since."""
+        self._increments: int | None = None
+        """How many there are since the last whole checkpoint; None before the first."""
         self._copying: _Copying | None = None
         self._writing: _Thread | None = None
 
@@ -130,11 +139,20 @@ class Checkpoints:
         self.wait()
         tensors = self._tensors()
         _check_finite(tensors["model"], state.step)
+        what = _What(state, best)
+        if self._changed is not None:
+            if self._increments is not None and self._increments + 1 < self.config.full_every:
+                tensors = self._changed.increment(tensors)
+                what = _What(state, best, self._base)
+                self._increments += 1
+            else:
+                self._increments = 0
+            self._changed.clear()
         if self.config.asynchronous and training_goes_on:
-            snapshot = self.snapshots.take(tensors)
-            self._copying = _Copying(snapshot, state, best, since=time.perf_counter())
+            snapshot = self._snapshots.take(tensors)
+            self._copying = _Copying(snapshot, what, since=time.perf_counter())
         else:
-            self._begin_to_write(lambda: tensors, state, best)
+            self._begin_to_write(lambda: tensors, what)
             self.wait()
 
     def after_step(self) -> None:
@@ -185,6 +203,9 @@ class Checkpoints:
         if "random" in tensors:
             _set_random_states(tensors["random"])
         self.optimizer.set_batches(state.step)
+        if self._changed is not None:
+            self._changed.clear()
+        self._base, self._increments = source.name, len(chain(source)) - 1
         return state
 
     def find(self, pointer: str) -> Path | None:
@@ -201,33 +222,31 @@ class Checkpoints:
         # An empty section would be stored as an object, which loading has no business to unpickle.
         return tensors | {name: section for name, section in further.items() if section}
 
-    def _write(self, tensors: dict[str, Any], state: TrainState, best: bool) -> None:
-        name = f"step_{state.step:09d}"
+    def _write(self, tensors: dict[str, Any], what: "_What") -> None:
+        name = f"step_{what.state.step:09d}"
         partial = self.folder / f"{name}.partial"
         try:
             self._on_main(lambda: self._make_room(partial))
             mine = stored_tensors.write(tensors, partial, self._group, self.watchdog)
             sums = checksums.of_all_ranks(mine, self._group)
-            self._on_main(lambda: self._publish(partial, name, state, best, sums))
+            self._on_main(lambda: self._publish(partial, name, what, sums))
         except ValueError as error:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
             latest = self.find("latest")
             stands = f"{latest} is intact" if latest else "there is none before it"
             raise ValueError(
-                f"{self.folder}: the checkpoint of step {state.step} cannot be written: {error}; "
-                f"{stands}"
+                f"{self.folder}: the checkpoint of step {what.state.step} cannot be written: "
+                f"{error}; {stands}"
             ) from error
 
     def _copied(self, copying: "_Copying") -> None:
         complete = lambda: copying.snapshot.complete(self.watchdog.beat)  # noqa: E731
         self._copying = None
-        self._begin_to_write(complete, copying.state, copying.best)
+        self._begin_to_write(complete, copying.what)
 
-    def _begin_to_write(
-        self, tensors: Callable[[], dict[str, Any]], state: TrainState, best: bool
-    ) -> None:
-        self._writing = _Thread(lambda: self._write(tensors(), state, best), self.watchdog)
+    def _begin_to_write(self, tensors: Callable[[], dict[str, Any]], what: "_What") -> None:
+        self._writing = _Thread(lambda: self._write(tensors(), what), self.watchdog)
 
     def _on_main(self, function: Callable[[], None]) -> None:
         """Run on the main rank while the others wait; its failure is a ValueError on all."""
@@ -235,7 +254,7 @@ class Checkpoints:
         if is_main():
             try:
                 function()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 failure = [str(error)]
         dist.broadcast_object_list(failure, group=self._group)
         if failure[0] is not None:
@@ -247,11 +266,13 @@ class Checkpoints:
             shutil.rmtree(left)
         partial.mkdir(parents=True)
 
-    def _publish(
-        self, partial: Path, name: str, state: TrainState, best: bool, sums: dict[str, int]
-    ) -> None:
-        stored_tensors.write_text(partial / "state.json", json.dumps(asdict(state)))
-        sums = sums | {"state.json": checksums.of_file(partial / "state.json")}
+    def _publish(self, partial: Path, name: str, what: "_What", sums: dict[str, int]) -> None:
+        texts = {"state.json": json.dumps(asdict(what.state))}
+        if what.base is not None:
+            texts[BASE] = what.base + "\n"
+        for file, text in texts.items():
+            stored_tensors.write_text(partial / file, text)
+        sums = sums | {file: checksums.of_file(partial / file) for file in texts}
         stored_tensors.write_text(partial / checksums.FILE, json.dumps(sums))
         stored_tensors.sync_folder(partial)
         target = self.folder / name
@@ -260,15 +281,17 @@ class Checkpoints:
             target = next(other for other in others if not other.exists())
         partial.rename(target)
         stored_tensors.sync_folder(self.folder)
-        for pointer in ("latest", "best") if best else ("latest",):
+        for pointer in ("latest", "best") if what.best else ("latest",):
             stored_tensors.write_text(self.folder / pointer, target.name + "\n")
+        self._base = target.name
         self._remove_old()
 
     def _remove_old(self) -> None:
         whole = sorted(path for path in self.folder.glob("step_*") if not path.suffix)
         kept = {*whole[-self.config.keep :], self.find("latest"), self.find("best")}
-        for folder in whole:
-            if folder not in kept:
+        needed = {needed for folder in kept if folder is not None for needed in chain(folder)}
+        for folder in reversed(whole):  # what is restored from others goes before them
+            if folder not in needed:
                 shutil.rmtree(folder)
 
 
@@ -312,14 +335,35 @@ def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = Non
 
     The random states are taken out if they are not those of this number of processes.
     """
-    checksums.verify(source, watchdog)
+    folders = chain(source)
+    for folder in folders:
+        checksums.verify(folder, watchdog)
     state = _read_state(source / "state.json")
-    stored = stored_tensors.sizes(source)
+    stored = changed_rows.sizes(folders)
     if not all(f"random.{name}" in stored for name in tensors.get("random", {})):
         del tensors["random"]
     _check_names_and_sizes(source, stored, tensors)
-    stored_tensors.read(tensors, source, watchdog)
+    changed_rows.read(_flat(tensors), folders, watchdog)
     return state
+
+
+def _flat(tensors: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries of tensors as one, by the names that they are stored under."""
+    found = {}
+    for key, value in tensors.items():
+        inside = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{key}": value} if inside is None else inside
+    return found
+
+
+@dataclass(frozen=True)
+class _What:
+    """What a checkpoint is, besides its tensors."""
+
+    state: TrainState
+    best: bool
+    base: str | None = None
+    """The one that it holds the changes since; none if it is whole."""
 
 
 @dataclass
@@ -327,8 +371,7 @@ class _Copying:
     """A checkpoint whose tables are being copied."""
 
     snapshot: Snapshot
-    state: TrainState
-    best: bool
+    what: _What
     since: float
     """When training went on after the last piece, in seconds of `time.perf_counter`."""
 

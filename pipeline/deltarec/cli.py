@@ -234,6 +234,21 @@ def _text_augment(options: argparse.Namespace, arguments: list[str]) -> int:
     return 1 if answer["failed"] else 0
 
 
+def _text_encode(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.config import load
+    from deltarec.text.encode import EncodeJob, encode
+
+    answer = encode(load(EncodeJob, options.config, options.set))
+    _answer(
+        options,
+        answer,
+        f"{answer['rows'] - answer['empty']:,} of {answer['rows']:,} rows have vectors of "
+        f"{answer['dim']} columns, {answer['encoded']:,} of them new; {answer['empty']:,} have no "
+        f"text, {answer['truncated']:,} were too long\nvectors: {answer['output']}",
+    )
+    return 0
+
+
 def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     if options.name not in names:
@@ -474,6 +489,10 @@ def _parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, metavar="FILE", help="write the prompts as JSONL and ask nobody"
     )
     overrides(augment)
+
+    encode = verb("encode", _text_encode, "Turns text into vectors by a frozen encoder.", of_text)
+    encode.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    overrides(encode)
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
     bench.add_argument(

@@ -15,19 +15,14 @@ a process full of threads. Tables on a GPU are copied at once: its memory is fas
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-    SplitTableBatchedEmbeddingBagsCodegen,
-)
 from torch import Tensor, nn
 from torchrec.distributed.types import Shard, ShardedTensor
 
-from deltarec.embeddings.quantised_collections import lookup_modules
-from deltarec.embeddings.quantised_kernel import QuantisedKernel
+from deltarec.embeddings.table_kernels import TableKernel, table_kernels
 
 PIECE_BYTES = 4 << 20
 """What is copied between two looks at the clock."""
@@ -41,15 +36,9 @@ class Snapshots:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._kernels: list[_Kernel] = []
+        self._kernels: list[TableKernel] = []
         self._snapshot: Snapshot | None = None
-        for module in dict.fromkeys(lookup_modules(model)):
-            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
-                kernel = _fbgemm(module)
-            elif isinstance(module, QuantisedKernel):
-                kernel = _quantised(module)
-            else:
-                continue
+        for module, kernel in table_kernels(model):
             if all(t.device.type == "cpu" for tensors in kernel.tables for t in tensors):
                 self._kernels.append(kernel)
                 module.register_forward_pre_hook(self._before(kernel), with_kwargs=True)
@@ -64,17 +53,7 @@ class Snapshots:
         self._snapshot = Snapshot(tensors, self._kernels)
         return self._snapshot
 
-    def before_write(self, tensors: Sequence[Tensor], rows: Tensor) -> None:
-        """Must be called before rows int64 `[n]` are written to by other than a training step.
-
-        Args:
-            tensors: of one table, all that are about to change.
-            rows: of this rank's part.
-        """
-        if self._snapshot is not None and not self._snapshot.is_copied:
-            self._snapshot.keep(tensors, rows)
-
-    def _before(self, kernel: "_Kernel") -> Callable[..., None]:
+    def _before(self, kernel: TableKernel) -> Callable[..., None]:
         def put_aside(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             snapshot = self._snapshot
             if snapshot and not snapshot.is_copied and torch.is_grad_enabled():
@@ -91,7 +70,7 @@ class Snapshot:
         kernels: whose tables may be copied later.
     """
 
-    def __init__(self, tensors: dict[str, Any], kernels: "list[_Kernel]") -> None:
+    def __init__(self, tensors: dict[str, Any], kernels: list[TableKernel]) -> None:
         self._later = {
             tensor.data_ptr(): tensor
             for kernel in kernels
@@ -108,7 +87,7 @@ class Snapshot:
         self._pieces = self._all_pieces()
         self.is_copied = not self._copies
 
-    def put_aside(self, kernel: "_Kernel", ids: Tensor, offsets: Tensor) -> None:
+    def put_aside(self, kernel: TableKernel, ids: Tensor, offsets: Tensor) -> None:
         """Keep the rows that a batch is about to update.
 
         Args:
@@ -124,12 +103,7 @@ class Snapshot:
                 continue
             own = [f for f, of in enumerate(kernel.features) if of == number]
             rows = torch.cat([ids[bounds[f] : bounds[f + 1]] for f in own]).long()
-            self.keep(waiting, rows)
-
-    def keep(self, tensors: Sequence[Tensor], rows: Tensor) -> None:
-        """Put rows int64 `[n]` of several tensors aside, as they are, where they are not copied."""
-        for tensor in tensors:
-            if tensor.data_ptr() in self._not_copied:
+            for tensor in waiting:
                 copy = self._copies[tensor.data_ptr()].view(tensor.shape)
                 self._aside.append((copy, rows, tensor.detach().index_select(0, rows)))
 
@@ -184,44 +158,3 @@ class Snapshot:
             self._copies[value.data_ptr()] = copy
             return copy
         return copy.copy_(value.detach())
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """What looks up several tables."""
-
-    tables: list[list[Tensor]]
-    """Of each table all tensors with its rows."""
-    features: list[int]
-    """The table of each feature."""
-    ids_of: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Tensor, Tensor]]
-    """Ids and offsets from the arguments of a look-up."""
-
-
-def _fbgemm(module: SplitTableBatchedEmbeddingBagsCodegen) -> _Kernel:
-    weights = module.split_embedding_weights()
-    states = module.split_optimizer_states() or [() for _ in weights]  # SGD has none
-
-    def ids_of(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        inputs = dict(zip(("indices", "offsets"), arguments, strict=False)) | named
-        return inputs["indices"], inputs["offsets"]
-
-    tables = [[weight, *state] for weight, state in zip(weights, states, strict=True)]
-    return _Kernel(tables, list(module.feature_table_map), ids_of)
-
-
-def _quantised(module: QuantisedKernel) -> _Kernel:
-    tables = module.tables
-
-    def ids_of(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        (features,) = (*arguments, *named.values())
-        return features.values(), features.offsets()
-
-    return _Kernel(
-        [
-            [tables.codes_of(i), tables.step_of(i), *tables.state_of(i).values()]
-            for _, i, _ in module.shards()
-        ],
-        tables.features[:, 0].tolist(),
-        ids_of,
-    )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from deltarec import stored_tensors
+from deltarec import changed_rows
 from deltarec.checkpoint import find
 from deltarec.config import Config
 from deltarec.optimizers import StepOptimizer
@@ -67,7 +67,8 @@ def warm_start(
             nothing fits.
     """
     source = config.folder()
-    stored = stored_tensors.sizes(source)
+    folders = changed_rows.chain(source)
+    stored = changed_rows.sizes(folders)
     theirs = _renamed({_known_as(key): key for key in stored if _wanted(key, config)}, config)
     weights = model.state_dict()
     tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
@@ -89,7 +90,7 @@ def warm_start(
     ]
     if differing:
         raise ValueError(f"{source}: sizes differ: {'; '.join(differing)}")
-    stored_tensors.read({theirs[name]: ours[name] for name in shared}, source, watchdog)
+    changed_rows.read({theirs[name]: ours[name] for name in shared}, folders, watchdog)
     model.load_state_dict(weights)
     return (
         f"warm start from {source}: {len(shared)} tensors loaded; "

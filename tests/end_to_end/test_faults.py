@@ -112,7 +112,7 @@ def test_very_unequal_files(data: Path, file_rows: list[int]):
 
 
 def fit(run: Path, job: Job) -> None:
-    with process_group() as device:
+    with process_group(threads=1) as device:
         Trainer(job, RunFolder(run), device).fit()
 
 

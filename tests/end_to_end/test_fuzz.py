@@ -245,7 +245,7 @@ def test_garbage_for_configurations(job_file: Path, tmp_path: Path):
 @pytest.fixture(scope="module")
 def trained(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
     job = small_job(job_file.parent, data__valid=[], train__max_steps=3)
-    with process_group() as device:
+    with process_group(threads=1) as device:
         trainer = Trainer(job, RunFolder(tmp_path_factory.mktemp("run")), device)
         trainer.fit()
         yield trainer

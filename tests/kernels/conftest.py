@@ -4,6 +4,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+NUM_THREADS = 2
+"""So that what kernels divide among threads is tested in several."""
+
 
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan() -> Iterator[None]:
@@ -11,3 +14,8 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def several_threads(one_thread: None) -> None:
+    torch.set_num_threads(NUM_THREADS)

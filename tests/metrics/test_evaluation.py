@@ -16,7 +16,7 @@ from tests.metrics.samples import SCENARIOS, TASKS, Rows, cases, evaluate, is_cl
 
 @pytest.fixture(scope="module", autouse=True)
 def _group_of_one() -> Iterator[None]:
-    with process_group():
+    with process_group(threads=1):
         yield
 
 

@@ -24,7 +24,7 @@ def _on_rank() -> dict[str, Result]:
 
 
 def test_is_the_same_on_any_number_of_ranks() -> None:
-    with process_group():
+    with process_group(threads=1):
         alone = {case: evaluate(rows) for case, rows in cases().items()}
     for ranks in (1, 2, 3):
         first, *others = run_ranks(ranks, _on_rank)

@@ -111,7 +111,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Data]:
     tables = EmbeddingTables(job.data_schema, job.embedding.resolved()).to_empty(device="cpu")
     for table in tables.parameters():
         torch.nn.init.normal_(table, std=0.5)
-    with process_group():
+    with process_group(threads=1):
         with torch.no_grad():
             vectors = tables(batch)
         yield job, batch, vectors

@@ -16,7 +16,6 @@ from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
 from deltarec.distributed import all_sum
-from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
@@ -152,19 +151,13 @@ class RankingModel(nn.Module):
     """The whole model, as TorchRec's pipelines want it: a batch to (losses, output).
 
     `tables` reads nothing but the batch's attributes, so that a pipeline can start its exchanges
-    one batch ahead; what comes after is traced as a few opaque steps. Batches come with rows for
-    ids: `assignments` has given them before.
+    one batch ahead; what comes after is traced as a few opaque steps.
     """
 
     def __init__(
-        self,
-        tables: EmbeddingTables,
-        network: Network | PairNetwork,
-        balancer: Balancer,
-        assignments: Assignments,
+        self, tables: EmbeddingTables, network: Network | PairNetwork, balancer: Balancer
     ) -> None:
         super().__init__()
-        self.assignments = assignments
         self.tables = tables
         self.network = network
         schema = network.schema
