@@ -26,7 +26,7 @@ LARGE = {f"embedding__tables__{name}__rows": 5_000 for name in ("user", "scores"
 def train_and_save(run: Path, job: Job) -> None:
     """A whole checkpoint and two increments, kept in a copy; then the same state whole again."""
     trainer = Trainer(job, RunFolder(run), torch.device("cpu"))
-    batches = _Batches(trainer.reader.read(trainer.state.position, 1))
+    batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
     for step in (1, 2, 3):
         for _ in range(3):
             trainer._train_step(batches)

@@ -36,7 +36,7 @@ def snapshot_while_training(folder: Path, settings: dict[str, Any]) -> set[str]:
     trainer = Trainer(
         quantised_job(folder, **settings), RunFolder(folder / "run"), torch.device("cpu")
     )
-    batches = _Batches(trainer.reader.read(trainer.state.position, 1))
+    batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
     snapshots = Snapshots(trainer.model)
 
     def step() -> None:

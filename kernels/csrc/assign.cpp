@@ -6,7 +6,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <string_view>
 #include <tuple>
@@ -17,7 +19,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kAhead = 16;  // ids whose memory is asked for before the first is needed
+constexpr int64_t kAhead = 16;  // ids between asking for memory and needing it
+constexpr int64_t kReady = 8;   // rows taken off a heap at a time
 
 struct Use {
   int32_t count, score, seen;
@@ -26,9 +29,14 @@ struct Use {
 // What the heap orders a row by. It may be older than the row's use: touching a row leaves the heap
 // alone, and as no row's score ever falls, an entry that comes up too early is put right then.
 struct Entry {
-  int32_t score, seen, row;
-  bool operator<(const Entry& other) const {
-    return std::tie(score, seen, row) < std::tie(other.score, other.seen, other.row);
+  uint64_t order;
+  int64_t row;
+  Entry(const Use& use, int64_t row)
+      : order((static_cast<uint64_t>(static_cast<uint32_t>(use.score) ^ 0x80000000) << 32) |
+              static_cast<uint32_t>(use.seen)),
+        row(row) {}
+  bool operator<(const Entry& other) const {  // without branches, which nobody could foresee
+    return (order < other.order) | ((order == other.order) & (row < other.row));
   }
 };
 
@@ -38,6 +46,14 @@ uint64_t mix(int64_t id) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
   return x ^ (x >> 31);
+}
+
+// The id of a hash.
+int64_t unmix(uint64_t x) {
+  x = (x ^ (x >> 31) ^ (x >> 62)) * 0x319642B2D24D8EC3;
+  x = (x ^ (x >> 27) ^ (x >> 54)) * 0x96DE1B173F119089;
+  x = x ^ (x >> 30) ^ (x >> 60);
+  return static_cast<int64_t>(x - 0x9E3779B97F4A7C15);
 }
 
 int64_t bucket_of(uint64_t hash, int64_t num_buckets) {
@@ -54,35 +70,33 @@ T* pointer(const Tensor& tensor, at::ScalarType type) {
 // One bucket of a map.
 class Bucket {
  public:
-  Bucket(int64_t* keys, Use* uses, uint32_t* slots, Entry* heap, int64_t capacity, int64_t num_slots)
+  Bucket(int64_t* keys, Use* uses, uint64_t* slots, Entry* heap, int64_t capacity, int64_t num_slots)
       : keys_(keys), uses_(uses), slots_(slots), heap_(heap), capacity_(capacity),
-        mask_(static_cast<uint32_t>(num_slots - 1)),
-        row_bits_(std::bit_width(static_cast<uint64_t>(capacity))),
-        size_(capacity - (uses[0].count < 0)) {}
+        mask_(static_cast<uint32_t>(num_slots - 1)), size_(capacity - (uses[0].count < 0)) {}
 
   void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[home(hash)]); }
 
-  // The row that the index names first, most likely the right one.
+  // The row that the index names, whose key is most likely the right one.
   void prefetch_row(uint64_t hash) const {
-    const uint32_t entry = slots_[home(hash)];
-    if (!entry) return;
-    __builtin_prefetch(&keys_[row_of(entry)]);
-    __builtin_prefetch(&uses_[row_of(entry)]);
+    for (uint32_t slot = home(hash); slots_[slot]; slot = (slot + 1) & mask_)
+      if (same(slots_[slot], hash)) {
+        __builtin_prefetch(&keys_[row_of(slots_[slot])]);
+        __builtin_prefetch(&uses_[row_of(slots_[slot])], 1);
+        return;
+      }
   }
 
   int64_t find(uint64_t hash, int64_t id) const {
-    for (uint32_t slot = home(hash); slots_[slot]; slot = (slot + 1) & mask_) {
-      const uint32_t entry = slots_[slot];
-      if ((entry ^ tagged(hash)) >> row_bits_ == 0 && keys_[row_of(entry)] == id)
-        return row_of(entry);
-    }
+    for (uint32_t slot = home(hash); slots_[slot]; slot = (slot + 1) & mask_)
+      if (same(slots_[slot], hash) && keys_[row_of(slots_[slot])] == id)
+        return row_of(slots_[slot]);
     return -1;
   }
 
   void insert(uint64_t hash, int64_t row) {
     uint32_t slot = home(hash);
     while (slots_[slot]) slot = (slot + 1) & mask_;
-    slots_[slot] = tagged(hash) | static_cast<uint32_t>(row + 1);
+    slots_[slot] = hash << 32 | static_cast<uint64_t>(row + 1);
   }
 
   // Takes a row out of the index; what was put behind it moves up.
@@ -90,7 +104,7 @@ class Bucket {
     uint32_t slot = home(mix(keys_[row]));
     while (row_of(slots_[slot]) != row) slot = (slot + 1) & mask_;
     for (uint32_t next = (slot + 1) & mask_; slots_[next]; next = (next + 1) & mask_) {
-      const uint32_t wanted = home(mix(keys_[row_of(slots_[next])]));
+      const uint32_t wanted = home(slots_[next] >> 32);
       if (((next - wanted) & mask_) >= ((next - slot) & mask_)) {
         slots_[slot] = slots_[next];
         slot = next;
@@ -100,35 +114,22 @@ class Bucket {
   }
 
   // The row to give to a new id: of those that no id of this step has, the first by score, time and
-  // number that is free or `may_evict`; -1 if there is none. It is out of the heap then, and rows
-  // of this step may be too, until `settle`.
+  // number that is free or `may_evict`; -1 if there is none. It is out of the heap then, and others
+  // may be too, until `settle`.
   template <typename MayEvict>
   int64_t obtain(int32_t step, const MayEvict& may_evict) {
-    while (size_) {
-      const Entry top = heap_[0];
-      const Use& use = uses_[top.row];
-      if (use.count > 0 && use.seen == step) {
-        pop();
-        aside_.push_back({use.score, use.seen, top.row});
-      } else if (use.score != top.score || use.seen != top.seen) {
-        sift_down(0, {use.score, use.seen, top.row});
-      } else if (use.count > 0 && !may_evict(use)) {
-        return -1;
-      } else {
-        pop();
-        aside_.push_back({0, 0, top.row});
-        return top.row;
-      }
+    for (;;) {
+      if (num_ready_ == 0) fetch(step, may_evict);
+      if (num_ready_ == 0) return -1;
+      const int64_t row = ready_[--num_ready_];
+      if (!in_step(uses_[row], step)) return row;  // it may have got its id back meanwhile
     }
-    return -1;
   }
 
   void settle() {
-    for (const Entry& entry : aside_) {
-      const Use& use = uses_[entry.row];
-      sift_up(size_++, {use.score, use.seen, entry.row});
-    }
+    for (const int64_t row : aside_) sift_up(size_++, Entry(uses_[row], row));
     aside_.clear();
+    num_ready_ = 0;
   }
 
   void build() {
@@ -137,7 +138,7 @@ class Bucket {
     for (int64_t row = 0; row < capacity_; ++row) {
       const Use& use = uses_[row];
       if (use.count > 0) insert(mix(keys_[row]), row);
-      if (use.count >= 0) heap_[size_++] = {use.score, use.seen, static_cast<int32_t>(row)};
+      if (use.count >= 0) heap_[size_++] = Entry(use, row);
     }
     for (int64_t place = size_ / 4; place >= 0; --place)
       if (place < size_) sift_down(place, heap_[place]);
@@ -148,12 +149,40 @@ class Bucket {
 
  private:
   uint32_t home(uint64_t hash) const { return static_cast<uint32_t>(hash) & mask_; }
-  int64_t row_of(uint32_t entry) const {
-    return static_cast<int64_t>(entry & ((uint32_t{1} << row_bits_) - 1)) - 1;
+  // A slot is the low half of a hash, which spares looking at the key, and a row + 1; 0 is none.
+  static int64_t row_of(uint64_t slot) { return static_cast<int64_t>(slot & 0xFFFFFFFF) - 1; }
+  static bool same(uint64_t slot, uint64_t hash) {
+    return static_cast<uint32_t>(slot >> 32) == static_cast<uint32_t>(hash);
   }
-  // A slot is a row + 1, and in the bits above it some of the hash, which spare looking at the key.
-  uint32_t tagged(uint64_t hash) const {
-    return static_cast<uint32_t>(hash >> 16) >> row_bits_ << row_bits_;
+
+  static bool in_step(const Use& use, int32_t step) { return use.count > 0 && use.seen == step; }
+
+  // Takes the next rows off the heap, several at a time: their memory is asked for before the first
+  // is needed.
+  template <typename MayEvict>
+  void fetch(int32_t step, const MayEvict& may_evict) {
+    while (size_ && num_ready_ < kReady) {
+      const int64_t row = heap_[0].row;
+      const Use& use = uses_[row];
+      const Entry now(use, row);
+      if (in_step(use, step)) {
+        pop();
+        aside_.push_back(row);
+      } else if (now.order != heap_[0].order) {
+        sift_down(0, now);
+      } else if (use.count > 0 && !may_evict(use)) {
+        break;
+      } else {
+        pop();
+        aside_.push_back(row);
+        ready_[num_ready_++] = row;
+        __builtin_prefetch(&keys_[row], 1);
+      }
+      if (size_) __builtin_prefetch(&uses_[heap_[0].row], 1);
+    }
+    std::reverse(ready_.begin(), ready_.begin() + num_ready_);
+    for (int64_t i = 0; i < num_ready_; ++i)
+      if (uses_[ready_[i]].count > 0) prefetch(mix(keys_[ready_[i]]));
   }
 
   void pop() {
@@ -162,9 +191,14 @@ class Bucket {
 
   void sift_down(int64_t place, Entry entry) {
     for (int64_t child; (child = 4 * place + 1) < size_; place = child) {
-      const int64_t end = std::min(child + 4, size_);
-      for (int64_t other = child + 1; other < end; ++other)
-        if (heap_[other] < heap_[child]) child = other;
+      if (child + 4 <= size_) {
+        const int64_t left = child + (heap_[child + 1] < heap_[child]);
+        const int64_t right = child + 2 + (heap_[child + 3] < heap_[child + 2]);
+        child = heap_[right] < heap_[left] ? right : left;
+      } else {
+        for (int64_t other = child + 1; other < size_; ++other)
+          if (heap_[other] < heap_[child]) child = other;
+      }
       if (!(heap_[child] < entry)) break;
       heap_[place] = heap_[child];
     }
@@ -181,26 +215,27 @@ class Bucket {
 
   int64_t* keys_;
   Use* uses_;
-  uint32_t* slots_;
+  uint64_t* slots_;
   Entry* heap_;
   int64_t capacity_;
   uint32_t mask_;
-  int row_bits_;
   int64_t size_;
-  std::vector<Entry> aside_;
+  std::vector<int64_t> aside_;  // rows that are not in the heap
+  std::array<int64_t, kReady> ready_;  // of these, those to give away, the last one first
+  int64_t num_ready_ = 0;
 };
 
 // The buckets of a map [keys, uses, index, heap] that are here.
 std::vector<Bucket> buckets_of(at::TensorList map, int64_t count) {
   int64_t* keys = pointer<int64_t>(map[0], at::kLong);
   Use* uses = pointer<Use>(map[1], at::kInt);
-  uint32_t* slots = pointer<uint32_t>(map[2], at::kInt);
-  Entry* heap = pointer<Entry>(map[3], at::kInt);
+  uint64_t* slots = pointer<uint64_t>(map[2], at::kLong);
+  Entry* heap = pointer<Entry>(map[3], at::kLong);
   const int64_t capacity = map[0].numel() / count, num_slots = map[2].numel() / count;
   std::vector<Bucket> buckets;
   if (!capacity) return buckets;
   TORCH_CHECK(map[0].numel() == capacity * count && map[1].numel() == 3 * map[0].numel() &&
-                  map[3].numel() == 3 * map[0].numel() && std::has_single_bit(
+                  map[3].numel() == 2 * map[0].numel() && std::has_single_bit(
                       static_cast<uint64_t>(num_slots)) && num_slots > capacity,
               "map: wrong sizes");
   buckets.reserve(count);
@@ -210,21 +245,22 @@ std::vector<Bucket> buckets_of(at::TensorList map, int64_t count) {
   return buckets;
 }
 
-struct Hashed {
+// An id of this step without a row; 16 bytes, to be sorted.
+struct Missing {
   uint64_t hash;
-  int64_t position;
+  int32_t position, count;
 };
 
 // By hash, stable: hashes are uniform, so a first cut by their top bits leaves little to do.
-void sort(std::vector<Hashed>& items) {
+void sort(std::vector<Missing>& items) {
   const int bits = std::max(1, static_cast<int>(std::bit_width(items.size())) - 2);
   std::vector<int64_t> starts((int64_t{1} << bits) + 1, 0);
-  for (const Hashed& item : items) ++starts[(item.hash >> (64 - bits)) + 1];
+  for (const Missing& item : items) ++starts[(item.hash >> (64 - bits)) + 1];
   for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
-  std::vector<Hashed> sorted(items.size());
-  for (const Hashed& item : items) sorted[starts[item.hash >> (64 - bits)]++] = item;
+  std::vector<Missing> sorted(items.size());
+  for (const Missing& item : items) sorted[starts[item.hash >> (64 - bits)]++] = item;
   for (size_t i = 1; i < sorted.size(); ++i) {
-    const Hashed item = sorted[i];
+    const Missing item = sorted[i];
     size_t place = i;
     for (; place && item.hash < sorted[place - 1].hash; --place) sorted[place] = sorted[place - 1];
     sorted[place] = item;
@@ -236,16 +272,16 @@ void sort(std::vector<Hashed>& items) {
 class Log {
  public:
   void add(int64_t row, int64_t key, const Use& use) {
-    for (int64_t value : {row, key, int64_t{use.count}, int64_t{use.score}, int64_t{use.seen}})
-      values_.push_back(value);
+    entries_.push_back({row, key, use.count, use.score, use.seen});
   }
   Tensor tensor() const {
-    const int64_t entries = static_cast<int64_t>(values_.size()) / 5;
-    return at::tensor(values_, at::kLong).reshape({entries, 5});
+    Tensor entries = at::empty({static_cast<int64_t>(entries_.size()), 5}, at::kLong);
+    if (!entries_.empty()) std::memcpy(entries.data_ptr(), entries_.data(), entries.nbytes());
+    return entries;
   }
 
  private:
-  std::vector<int64_t> values_;
+  std::vector<std::array<int64_t, 5>> entries_;
 };
 
 struct Summary {  // a row of `buckets`
@@ -299,44 +335,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
   // First the ids that have rows: what this does to them does not depend on the order.
   Log log, candidate_log;
   std::vector<int64_t> fresh;
-  std::vector<Hashed> missing;
-  uint64_t hashes[kAhead];
-  for (int64_t start = 0; start < count; start += kAhead) {
-    const int64_t block = std::min(kAhead, count - start);
-    for (int64_t j = 0; j < block; ++j) {
-      hashes[j] = mix(ids[start + j]);
-      const int64_t b = bucket_of(hashes[j], num_buckets) - first_bucket;
-      TORCH_CHECK_INDEX(b >= 0 && b < here, "id ", ids[start + j], " belongs to another rank");
-      main[b].prefetch(hashes[j]);
+  std::vector<Missing> missing;
+  TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), count, " ids are too many for a step");
+  std::vector<uint64_t> hashes(count);
+  std::transform(ids, ids + count, hashes.begin(), mix);
+  const auto bucket = [&](uint64_t hash) {
+    return bucket_of(hash, num_buckets) - first_bucket;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t b = bucket(hashes[i]);
+    TORCH_CHECK_INDEX(b >= 0 && b < here, "id ", ids[i], " belongs to another rank");
+  }
+  for (int64_t ahead = 0; ahead < count + 2 * kAhead; ++ahead) {
+    if (ahead < count) main[bucket(hashes[ahead])].prefetch(hashes[ahead]);
+    if (const int64_t i = ahead - kAhead; i >= 0 && i < count)
+      main[bucket(hashes[i])].prefetch_row(hashes[i]);
+    const int64_t i = ahead - 2 * kAhead;
+    if (i < 0) continue;
+    const int64_t b = bucket(hashes[i]), row = main[b].find(hashes[i], ids[i]);
+    if (row < 0 || expired(main[b].use(row))) {
+      missing.push_back({hashes[i], static_cast<int32_t>(i), clamped(counts[i])});
+      continue;
     }
-    for (int64_t j = 0; j < block; ++j)
-      main[bucket_of(hashes[j], num_buckets) - first_bucket].prefetch_row(hashes[j]);
-    for (int64_t j = 0; j < block; ++j) {
-      const int64_t i = start + j, b = bucket_of(hashes[j], num_buckets) - first_bucket;
-      const int64_t row = main[b].find(hashes[j], ids[i]);
-      if (row < 0 || expired(main[b].use(row))) {
-        missing.push_back({hashes[j], i});
-        continue;
-      }
-      Use& use = main[b].use(row);
-      rows[i] = b * capacity + row;
-      if (use.seen != step) log.add(rows[i], ids[i], use);
-      use.count = clamped(int64_t{use.count} + counts[i]);
-      use.score = score(summaries[b].floor, use.count);
-      use.seen = static_cast<int32_t>(step);
-    }
+    Use& use = main[b].use(row);
+    rows[i] = b * capacity + row;
+    if (use.seen != step) log.add(rows[i], ids[i], use);
+    use.count = clamped(int64_t{use.count} + counts[i]);
+    use.score = score(summaries[b].floor, use.count);
+    use.seen = static_cast<int32_t>(step);
   }
 
   // Then the others, by hash, which puts them in order of buckets too.
   sort(missing);
   const auto always = [](const Use&) { return true; };
   for (size_t first = 0, last; first < missing.size(); first = last) {
+    if (const size_t ahead = first + kAhead / 2; ahead < missing.size()) {
+      const uint64_t later = missing[ahead].hash;
+      main[bucket(later)].prefetch(later);
+    }
     const uint64_t hash = missing[first].hash;
-    const int64_t id = ids[missing[first].position];
-    const int64_t b = bucket_of(hash, num_buckets) - first_bucket;
+    const int64_t id = unmix(hash);
+    const int64_t b = bucket(hash);
     int64_t sightings = 0;
     for (last = first; last < missing.size() && missing[last].hash == hash; ++last)
-      sightings += counts[missing[last].position];
+      sightings += missing[last].count;
 
     int64_t candidate = -1;
     if (admit_after > 1) {
@@ -394,8 +436,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
     }
     for (size_t i = first; i < last; ++i)
       rows[missing[i].position] = row < 0 ? -1 : b * capacity + row;
-    if (last == missing.size() ||
-        bucket_of(missing[last].hash, num_buckets) - first_bucket != b) {
+    if (last == missing.size() || bucket(missing[last].hash) != b) {
       main[b].settle();
       if (admit_after > 1) candidates[b].settle();
     }

@@ -151,14 +151,14 @@ class Tables:
         num_bytes = last.code_offset + last.rows * row_bytes(last.dim, bits)
         rows = last.step_offset + last.rows * last.blocks
         sizes = {None: 0, "row": rows, "element": last.element_offset + last.rows * last.dim}
-        self.codes = _buffer(num_bytes, torch.uint8, device)
-        self.step = _buffer(rows, torch.float32, device).fill_(1)
+        self.codes = buffer(num_bytes, torch.uint8, device)
+        self.step = buffer(rows, torch.float32, device).fill_(1)
         self.moments = [
-            _buffer(sizes[kind], torch.float32, device) if kind else None
+            buffer(sizes[kind], torch.float32, device) if kind else None
             for kind in optimizer.moments
         ]
         self.step_moments = [
-            _buffer(rows, torch.float32, device) if kind else None
+            buffer(rows, torch.float32, device) if kind else None
             for kind in (step_optimizer.moments if step_optimizer else (None, None))
         ]
 
@@ -191,24 +191,26 @@ class Tables:
         step = self.step_of(table)[first:last]
         return codes * step.repeat_interleave(layout.block, 1)
 
-    def assign(self, table: int, first: int, weights: Tensor, seed: int | None = None) -> None:
+    def assign(
+        self, table: int, rows: int | Tensor, weights: Tensor, seed: int | None = None
+    ) -> None:
         """Quantise fp32 rows into the table, by the steps it has.
 
         Args:
             table: which.
-            first: the first row written.
+            rows: the first row written, the others following it; or int64 `[rows]`, each one.
             weights: float32 `[rows, dim]`.
             seed: rounds stochastically, apart from every update; without it to the nearest code.
         """
         layout = self.layouts[table]
-        last = first + len(weights)
-        step = self.step_of(table)[first:last].repeat_interleave(layout.block, 1)
+        if isinstance(rows, int):
+            rows = torch.arange(rows, rows + len(weights), device=weights.device)
+        step = self.step_of(table)[rows].repeat_interleave(layout.block, 1)
         uniform = None
         if seed is not None:
-            rows = torch.arange(first, last, device=weights.device)
             uniform = rounding.uniform(seed, rounding.ASSIGNMENT, layout, rows)
         codes = rounding.quantise(weights, step, self.bits, uniform)
-        self.codes_of(table)[first:last] = pack(codes, self.bits)
+        self.codes_of(table)[rows] = pack(codes, self.bits)
 
 
 def _lay_out(shards: Sequence[TableShard], bits: int) -> list[Layout]:
@@ -250,7 +252,9 @@ def _lay_out(shards: Sequence[TableShard], bits: int) -> list[Layout]:
     return layouts
 
 
-def _buffer(size: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def buffer(
+    size: int | tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
     """Zeros; on CPU in huge pages, which must be asked for before the first write."""
     tensor = torch.empty(size, dtype=dtype, device=device)
     if COMPILED and tensor.device.type == "cpu":

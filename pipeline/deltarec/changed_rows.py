@@ -89,7 +89,7 @@ class ChangedRows:
         def without_tables(value: dict[str, Any], prefix: str) -> dict[str, Any]:
             kept = {}
             for key, item in value.items():
-                if isinstance(item, ShardedTensor):
+                if isinstance(item, ShardedTensor) and self._is_marked(item):
                     for shard in item.local_shards():
                         add(f"{prefix}{key}", shard)
                 elif not isinstance(item, dict):
@@ -100,6 +100,14 @@ class ChangedRows:
 
         kept = without_tables(tensors, "")
         return kept | ({SECTION: rows} if rows else {})
+
+    def _is_marked(self, tensor: ShardedTensor) -> bool:
+        """Whether it is of a table; which id has which row is not, and stands whole."""
+        return all(
+            shard.tensor.data_ptr() in self._marks
+            for shard in tensor.local_shards()
+            if shard.tensor.numel()
+        )
 
 
 class _Marks:
@@ -177,7 +185,12 @@ def read(
     Raises:
         ValueError: the folders hold no such tensors, or are damaged.
     """
-    tables = {n: value for n, value in tensors.items() if isinstance(value, ShardedTensor)}
+    last = stored_tensors.sizes(folders[-1]) if len(folders) > 1 else {}
+    tables = {
+        name: value
+        for name, value in tensors.items()
+        if isinstance(value, ShardedTensor) and name not in last
+    }
     others = {n: value for n, value in tensors.items() if n not in tables}
     if tables:
         stored_tensors.read(dict(tables), folders[0], watchdog)

@@ -114,7 +114,7 @@ class Checkpoints:
         group = dist.new_group(backend="gloo")  # the writing thread's own
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
-        self._snapshots = Snapshots(model)
+        self.snapshots = Snapshots(model)
         self._changed = ChangedRows(model) if config.full_every > 1 else None
         self._base: str | None = None
         """Of the main rank, the checkpoint that the tables' marks say what has changed since."""
@@ -149,7 +149,7 @@ class Checkpoints:
                 self._increments = 0
             self._changed.clear()
         if self.config.asynchronous and training_goes_on:
-            snapshot = self._snapshots.take(tensors)
+            snapshot = self.snapshots.take(tensors)
             self._copying = _Copying(snapshot, what, since=time.perf_counter())
         else:
             self._begin_to_write(lambda: tensors, what)

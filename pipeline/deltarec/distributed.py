@@ -4,7 +4,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -110,6 +110,30 @@ def exchange(tensors: list[Tensor], destination: Tensor) -> list[Tensor]:
         dist.all_to_all_single(output, tensor[order], received.tolist(), sent.tolist())
         outputs.append(output)
     return outputs
+
+
+def ask(question: Tensor, destination: Tensor, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Have row i of a question answered by rank `destination[i]`; a collective.
+
+    Args:
+        question: CPU tensor `[rows, columns]`.
+        destination: int64 `[rows]`, ranks.
+        answer: from questions `[any, columns]` of all ranks, one rank's after the other's, to int64
+            `[any]`.
+
+    Returns:
+        Int64 `[rows]`.
+    """
+    order = torch.argsort(destination, stable=True)
+    sent = torch.bincount(destination, minlength=world_size())
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    asked = question.new_empty((int(received.sum()), question.shape[1]))
+    theirs, ours = received.tolist(), sent.tolist()
+    dist.all_to_all_single(asked, question[order], theirs, ours)
+    answered = torch.empty(len(question), dtype=torch.int64)
+    dist.all_to_all_single(answered, answer(asked), ours, theirs)
+    return torch.empty_like(answered).index_copy_(0, order, answered)
 
 
 def owners(keys: Tensor) -> Tensor:

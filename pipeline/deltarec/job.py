@@ -183,6 +183,7 @@ class Job(Config):
             on_bad_file=self.data.on_bad_file,
             slices=self.data.slices,
             row_tables=self._row_tables(),
+            raw_tables={n for n, t in self.embedding.resolved().items() if t.assignment},
         )
 
     def _row_tables(self) -> set[str]:
@@ -232,11 +233,13 @@ class Job(Config):
                     f"declare embedding.tables.{schema.table(name)} or name another by 'table'"
                 )
             rows = schema.table_rows[schema.table(name)]
-            if not 0 <= feature.default < rows:
+            is_raw = schema.table(name) in schema.raw_tables
+            if not is_raw and not 0 <= feature.default < rows:
                 raise ValueError(f"features.{name}.default: {feature.default} is not below {rows}")
         unused = self.embedding.tables.keys() - {schema.table(name) for name in schema.sparse}
         if unused:
             raise ValueError(f"embedding.tables.{min(unused)}: no feature uses this table")
+        self._check_assignment(schema)
         self._check_lists(schema)
         self._check_sequences(schema)
         self._check_tasks()
@@ -256,6 +259,13 @@ class Job(Config):
                     f"{key}: PyTorch admits no module of the name '{name}'; choose another, and "
                     "let 'table' or 'column' of the feature say which it means"
                 )
+
+    def _check_assignment(self, schema: Schema) -> None:
+        if self.model.pair is not None and schema.raw_tables:
+            raise ValueError(
+                f"embedding.tables.{min(schema.raw_tables)}.assignment: the ids of pairwise tasks "
+                "are rows, among which negatives are drawn; leave it out"
+            )
 
     def _check_lists(self, schema: Schema) -> None:
         """TorchRec pools all features of a table in one way, with weights or without."""

@@ -187,6 +187,7 @@ def _score(
         rows = next(mine, None)
         batch = source.empty() if rows is None else rows.batch
         with torch.no_grad():
+            batch = model.module.assignments.find(batch)  # pyright: ignore
             _, (_, logits) = model(batch.to(device))
         progress.update(count, "" if (step + 1) % progress.every else f"step {step + 1}")
         if rows is None:

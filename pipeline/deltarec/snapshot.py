@@ -15,7 +15,7 @@ a process full of threads. Tables on a GPU are copied at once: its memory is fas
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ class Snapshots:
         assert self._snapshot is None or self._snapshot.is_copied
         self._snapshot = Snapshot(tensors, self._kernels)
         return self._snapshot
+
+    def before_write(self, tensors: Sequence[Tensor], rows: Tensor) -> None:
+        """Must be called before rows int64 `[n]` are written to by other than a training step.
+
+        Args:
+            tensors: of one table, all that are about to change.
+            rows: of this rank's part.
+        """
+        if self._snapshot is not None and not self._snapshot.is_copied:
+            self._snapshot.keep(tensors, rows)
 
     def _before(self, kernel: TableKernel) -> Callable[..., None]:
         def put_aside(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -103,7 +113,12 @@ class Snapshot:
                 continue
             own = [f for f, of in enumerate(kernel.features) if of == number]
             rows = torch.cat([ids[bounds[f] : bounds[f + 1]] for f in own]).long()
-            for tensor in waiting:
+            self.keep(waiting, rows)
+
+    def keep(self, tensors: Sequence[Tensor], rows: Tensor) -> None:
+        """Put rows int64 `[n]` of several tensors aside, as they are, where they are not copied."""
+        for tensor in tensors:
+            if tensor.data_ptr() in self._not_copied:
                 copy = self._copies[tensor.data_ptr()].view(tensor.shape)
                 self._aside.append((copy, rows, tensor.detach().index_select(0, rows)))
 

@@ -33,8 +33,10 @@ from deltarec.data.files import Damage
 from deltarec.data.reader import Reader
 from deltarec.distributed import all_sum, is_main, rank, world_size
 from deltarec.embeddings import sharding
+from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
 from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.embeddings.fresh_rows import FreshRows
 from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
@@ -82,6 +84,12 @@ class Trainer:
             self.watchdog,
             self._kept_beside(),
         )
+        self.assignments: Assignments = self.model.module.assignments  # pyright: ignore
+        assigned = {name: owned.table for name, owned in self.assignments.owned.items()}
+        fresh_rows = FreshRows(
+            self.model, assigned, job.train.seed, self.checkpoints.snapshots.before_write
+        )
+        self.model.register_forward_pre_hook(lambda _, inputs: fresh_rows(inputs[0]))
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
         self.quantised = {
@@ -182,7 +190,7 @@ class Trainer:
         self.skipped["train"] = Skipped(
             self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
         )
-        return _Batches(self.reader.read(self.state.position, epochs))
+        return _Batches(self.reader.read(self.state.position, epochs), self.assignments)
 
     def _advance(self, batches: "_Batches", progress: Progress) -> Tensor:
         """One step, and what is told of it; returns this rank's share of the losses `[T]`."""
@@ -235,7 +243,7 @@ class Trainer:
         with self.watchdog.watch(f"the evaluation on {what}"), self._plain_model() as model:
             for batch in reader.read(Position(), epochs=1):
                 skipped.after_batch(batch.lost)
-                batch = batch.to(self.device)
+                batch = self.assignments.find(batch).to(self.device)
                 _, (_, logits) = model(batch)
                 user = batch.user if self.job.data.user else None
                 columns = with_joint_tasks(
@@ -319,7 +327,7 @@ class Trainer:
         rewritten = isinstance(pipeline, TrainPipelineSparseDist)
         model = pipeline.detach() if rewritten else self.model
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.assignments.as_trained():
             yield model
         model.train()
         if rewritten:
@@ -344,6 +352,7 @@ class Trainer:
         logged |= self.balancer.logged()
         logged |= self._skipped_values("train")
         logged |= self._log_codes(progress)
+        logged |= self.assignments.logged()
         self.run.log(self.state.step, "train", logged)
 
     def _log_codes(self, progress: Progress) -> dict[str, float]:
@@ -490,7 +499,10 @@ class Trainer:
             for values in self.model.fused_optimizer.state_dict()["state"].values()  # pyright: ignore
             for value in values.values()
         )
-        return {"weights": _sum_over_ranks(weights), "optimizer": _sum_over_ranks(state)}
+        found = {"weights": _sum_over_ranks(weights), "optimizer": _sum_over_ranks(state)}
+        if self.assignments.owned:
+            found["id_maps"] = _sum_over_ranks(self.assignments.num_bytes)
+        return found
 
     def _profiler(self) -> Any:
         profile = self.job.train.profile
@@ -517,7 +529,7 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     bf16 = job.train.precision == "bf16"
     network = network_of(job.model, schema, specs, job.train.seed, bf16)
     balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
-    model = RankingModel(tables, network, balancer)
+    model = RankingModel(tables, network, balancer, Assignments(schema, specs))
     share = -(-job.train.batch_size // world_size())
     plan = make_plan(tables, specs, Hardware.here(device), share).plan
     assert plan is not None
@@ -527,14 +539,15 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
 
 
 class _Batches(Iterator[Batch]):
-    """The reader's batches; remembers those that the pipeline holds but has not trained."""
+    """The reader's batches, with rows; remembers those that the pipeline has not yet trained."""
 
-    def __init__(self, source: Iterator[Batch]) -> None:
+    def __init__(self, source: Iterator[Batch], assignments: Assignments) -> None:
         self.source = source
+        self.assignments = assignments
         self.held: deque[Batch] = deque()
 
     def __next__(self) -> Batch:
-        batch = next(self.source)
+        batch = self.assignments.assign(next(self.source))
         self.held.append(batch)
         return batch
 
@@ -545,6 +558,7 @@ class _Batches(Iterator[Batch]):
 
     def trained(self) -> Batch:
         """That one, for the last time."""
+        self.assignments.trained()
         return self.held.popleft()
 
     def close(self) -> None:

@@ -136,7 +136,7 @@ def train(folder: Path, name: str) -> tuple[Tensor, dict[str, float]]:
     job = small_job(folder, **overrides)
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     trainer.model.train()
-    batches = _Batches(trainer.reader.read(trainer.state.position, 1))
+    batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
     shares = []
     for _ in range(STEPS):
         shares.append(trainer._train_step(batches))

@@ -59,7 +59,8 @@ def one_step(folder: Path, job: Job) -> dict[str, Any]:
     own = reached_by_one_task(model.network.heads, 2, model.network.scenario.output_dim)
     model.boundary = GradientBoundary(model.network, own, model.losses, weighed(found))
     trainer.model.train()
-    trainer._train_step(_Batches(trainer.reader.read(trainer.state.position, 1)))
+    batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
+    trainer._train_step(batches)
     return found | {
         "tables": full_tables(trainer.model),
         "parameters": {n: p.detach() for n, p in model.network.named_parameters()},
@@ -136,7 +137,7 @@ def test_one_task_alone_is_ordinary_training(one_process: torch.device):
 def exchanges(folder: Path, job: Job) -> list[str]:
     """The collectives of one training step, after the first one."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
-    batches = _Batches(trainer.reader.read(trainer.state.position, 1))
+    batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
     trainer._train_step(batches)
     with torch.profiler.profile() as profile:
         trainer._train_step(batches)

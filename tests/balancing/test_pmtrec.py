@@ -128,7 +128,7 @@ def train(folder: Path, job: Job) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The tables after a few steps, and what is logged of the last one."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     trainer.model.train()
-    batches = _Batches(trainer.reader.read(Position(), 1))
+    batches = _Batches(trainer.reader.read(Position(), 1), trainer.assignments)
     for _ in range(STEPS):
         trainer._train_step(batches)
         batches.trained()

@@ -32,7 +32,7 @@ def sharded(folder: Path, job: Job) -> Tensor:
 
     trainer.model.module.boundary._parts = (*trainer.model.module.boundary._parts[:2], watched)  # pyright: ignore
     trainer.model.train()
-    batches = _Batches(trainer.reader.read(Position(), 1))
+    batches = _Batches(trainer.reader.read(Position(), 1), trainer.assignments)
     trainer._train_step(batches)
     batches.close()
     return seen[0]

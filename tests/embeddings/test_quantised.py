@@ -188,7 +188,7 @@ def test_training_follows_the_equations(
     start = {name: step.clone() for name, step in plain.step.items()}
     first_codes = {name: codes.clone() for name, codes in plain.codes.items()}
     mine.model.train()
-    batches = _Batches(mine.reader.read(Position(0, 0), 1))
+    batches = _Batches(mine.reader.read(Position(0, 0), 1), mine.assignments)
     for number, batch in zip(range(4), mine.reader.read(Position(0, 0), 1), strict=False):
         plain.train(batch, number, passes)
         mine._train_step(batches)
@@ -356,7 +356,7 @@ def test_the_schedule_reaches_codes_and_steps(data: Path, tmp_path: Path):
 def rates_after(folder: Path, job: Any, batches: int) -> list[float]:
     mine = trainer(job, folder)
     mine.optimizer.set_batches(batches)
-    mine._train_step(_Batches(mine.reader.read(Position(0, 0), 1)))
+    mine._train_step(_Batches(mine.reader.read(Position(0, 0), 1), mine.assignments))
     (kernel, *_) = mine.second_pass.collections[0].kernels()  # type: ignore[union-attr]
     assert kernel.number == batches
     step_optimizer = kernel.tables.step_optimizer

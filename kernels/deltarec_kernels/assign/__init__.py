@@ -27,6 +27,7 @@ from torch import Tensor
 
 from deltarec_kernels.assign import reference
 from deltarec_kernels.registration import COMPILED, register
+from deltarec_kernels.tables import buffer
 
 Evict = Literal["none", "lru", "lfu", "timed"]
 
@@ -194,19 +195,16 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 def _empty(rows: int) -> tuple[Tensor, Tensor]:
-    uses = torch.tensor([0, -1, 0], dtype=torch.int32).repeat(rows, 1)
-    return torch.zeros(rows, dtype=torch.int64), uses
+    uses = buffer((rows, 3), torch.int32)
+    uses[:, 1] = -1
+    return buffer((rows,), torch.int64), uses
 
 
 def _derived(buckets: int, capacity: int) -> tuple[Tensor, Tensor]:
-    """Index and heap of the C++ operators: slots at most half full."""
-    if not COMPILED or not capacity:
-        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
-    slots = 2 ** (2 * capacity).bit_length()
-    return (
-        torch.empty(buckets * slots, dtype=torch.int32),
-        torch.empty(buckets * capacity, 3, dtype=torch.int32),
-    )
+    """Index and heap of the C++ operators; the index gets a quarter to half full."""
+    rows = buckets * capacity if COMPILED else 0
+    slots = 2 ** (2 * capacity - 1).bit_length() if rows else 0
+    return buffer((buckets * slots,), torch.int64), buffer((rows, 2), torch.int64)
 
 
 def _exchange(keys: Tensor, uses: Tensor, log: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ class Position:
     epoch: int = 0
     samples: int = 0
     """Samples of the epoch before it, over all ranks."""
+
+
+class Fresh(NamedTuple):
+    """Rows of a table that have other ids from a batch on, on the rank that owns them."""
+
+    rows: Tensor
+    """Int64 `[new]`, counted from the rank's first."""
+    ids: Tensor
+    """Int64 `[new]`, the raw ids."""
 
 
 @dataclass
@@ -63,6 +73,8 @@ class Batch(Pipelineable):
     """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
     slices: Tensor | None = None
     """Int64 `[B, S]`, the bucket of each column of `data.slices`, where there are any."""
+    fresh: dict[str, Fresh] = field(default_factory=dict)
+    """Of tables whose rows are assigned, what to make fresh before the batch is trained."""
 
     def rows(self, feature: str) -> Tensor:
         """The ids of a feature whose rows are looked up one by one, int64 `[sum of lengths]`."""

@@ -97,6 +97,9 @@ class _Decoder:
         array = _transform(feature, array)
         is_uint64 = array.type == pa.uint64()  # the one type that int64 does not hold
         ids = (array if is_uint64 else array.cast(pa.int64())).to_numpy()
+        if self.schema.table(name) in self.schema.raw_tables:
+            ids = ids.view(np.int64)
+            return ids if nulls is None else np.where(nulls, feature.default, ids)
         table_rows = self.schema.table_rows[self.schema.table(name)]
         if len(ids) and not (ids.min() >= 0 and ids.max() < table_rows):
             outside = (ids < 0) | (ids >= table_rows)

@@ -182,6 +182,8 @@ class Schema:
     """Columns by whose values evaluations are split, and the lower bounds of their buckets."""
     row_tables: Set[str] = frozenset()
     """Tables whose rows the model wants one by one, also those of id lists."""
+    raw_tables: Set[str] = frozenset()
+    """Tables whose ids are any 64-bit integers, which get rows later."""
 
     def column(self, feature: str) -> str:
         return self.features[feature].column or feature

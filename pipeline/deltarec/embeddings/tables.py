@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import DataType
 
 import deltarec_kernels as kernels
 from deltarec.config import Config, OneOf
+from deltarec.embeddings.policies import ASSIGNMENTS, FixedRows, OwnRows
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int2"]
 Codes = Literal["int8", "int4", "int2"]
@@ -145,7 +146,9 @@ class Table(Config):
     """One embedding table; what is not given here is taken from `embedding`."""
 
     rows: int = Field(gt=0)
-    """Ids 0 to rows - 1."""
+    """Ids 0 to rows - 1; with `assignment` any 64-bit ids, which get rows."""
+    assignment: Annotated[Config, OneOf(ASSIGNMENTS, key="policy")] | None = None
+    """How ids get rows; without it ids are rows."""
     dim: int | None = Field(default=None, gt=0)
     precision: Precision | None = None
     sharding: Sharding | None = None
@@ -254,6 +257,8 @@ class TableSpec(Config):
     optimizer: TableOptimizer
     quantisation: Quantisation | None
     fake_quantised: FakeQuantisation | None
+    assignment: Config | None = None
+    """None: ids are rows."""
 
     @classmethod
     def of(cls, name: str, table: Table, defaults: EmbeddingConfig) -> "TableSpec":
@@ -275,17 +280,22 @@ class TableSpec(Config):
             bits = BITS[aware]
             step = given or lsq_step(init_std, bits)
             fake = FakeQuantisation(bits=bits, initial_step=step)
+        assignment = None if isinstance(table.assignment, FixedRows) else table.assignment
+        rows, sharding = table.rows, table.sharding or defaults.sharding
+        if isinstance(assignment, OwnRows):
+            rows, sharding = _owned_rows(name, rows, sharding, assignment.buckets)
         return cls(
             name=name,
-            rows=table.rows,
+            rows=rows,
             dim=dim,
             precision=precision,
-            sharding=table.sharding or defaults.sharding,
+            sharding=sharding,
             column_block=table.column_block or dim,
             init_std=init_std,
             optimizer=defaults.optimizer,
             quantisation=quantisation,
             fake_quantised=fake,
+            assignment=assignment,
         )
 
     @property
@@ -342,6 +352,26 @@ class TableSpec(Config):
 
     def _blocks(self, columns: int) -> int:
         return -(-columns // self.column_block)
+
+
+def _owned_rows(name: str, rows: int, sharding: Sharding, buckets: int) -> tuple[int, Sharding]:
+    """Rows and sharding of a table of which every rank owns whole buckets.
+
+    Raises:
+        ValueError: it has too few rows, or is to be sharded in another way.
+    """
+    where = f"tables.{name}"
+    if sharding not in ("auto", "row_wise"):
+        raise ValueError(
+            f"{where}.sharding: got {sharding}; a rank assigns the rows that it owns, so choose "
+            "row_wise, or policy hash or table"
+        )
+    if rows < 2 * buckets:
+        raise ValueError(
+            f"{where}.rows: {rows} rows are less than two for each of the "
+            f"{buckets} buckets; take more rows, or set {where}.assignment.buckets"
+        )
+    return rows // buckets * buckets, "row_wise"
 
 
 def lsq_step(init_std: float, bits: int) -> float:

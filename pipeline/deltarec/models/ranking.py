@@ -16,6 +16,7 @@ from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
 from deltarec.distributed import all_sum
+from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
@@ -151,13 +152,19 @@ class RankingModel(nn.Module):
     """The whole model, as TorchRec's pipelines want it: a batch to (losses, output).
 
     `tables` reads nothing but the batch's attributes, so that a pipeline can start its exchanges
-    one batch ahead; what comes after is traced as a few opaque steps.
+    one batch ahead; what comes after is traced as a few opaque steps. Batches come with rows for
+    ids: `assignments` has given them before.
     """
 
     def __init__(
-        self, tables: EmbeddingTables, network: Network | PairNetwork, balancer: Balancer
+        self,
+        tables: EmbeddingTables,
+        network: Network | PairNetwork,
+        balancer: Balancer,
+        assignments: Assignments,
     ) -> None:
         super().__init__()
+        self.assignments = assignments
         self.tables = tables
         self.network = network
         schema = network.schema
