@@ -49,10 +49,11 @@ def pair_job(folder: Path, **overrides: Any) -> Job:
     return validate(Job, OmegaConf.to_container(tree), "pair_job")
 
 
-def write_pair_data(folder: Path) -> None:
+def write_pair_data(folder: Path, behaviours: bool = False) -> None:
     """Users, their items and friends are mostly of one group, that of id modulo `GROUPS`.
 
-    A row belongs to one task and has nulls elsewhere; held-out rows are of the first task.
+    A row belongs to one task and has nulls elsewhere; held-out rows are of the first task. With
+    `behaviours`, `other` is an item of a user too.
     """
     for seed, (split, rows) in enumerate(ROWS.items()):
         random = np.random.default_rng(seed)
@@ -65,10 +66,10 @@ def write_pair_data(folder: Path) -> None:
         user, item = random.integers(0, USERS, rows), random.integers(0, ITEMS, rows)
         item = np.where(task == 0, alike(user, ITEMS, random), item)
         columns = {
-            "user": (user, task < 2),
-            "item": (item, task != 1),
+            "user": (user, (task < 2) | behaviours),
+            "item": (item, (task == 0) | ((task == 2) & (not behaviours))),
             "friend": (alike(user, USERS, random), task == 1),
-            "other": (alike(item, ITEMS, random), task == 2),
+            "other": (alike(user if behaviours else item, ITEMS, random), task == 2),
         }
         table = pa.table({n: pa.array(v, mask=~there) for n, (v, there) in columns.items()})
         target = folder / split

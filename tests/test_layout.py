@@ -14,7 +14,14 @@ import yaml
 from deltarec.balancing import BALANCERS
 from deltarec.embeddings.policies import ASSIGNMENTS
 from deltarec.embeddings.tables import DATA_TYPES
-from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import (
+    GRAPH_ENCODERS,
+    PAIR_MODELS,
+    SCENARIO_MODULES,
+    SEQUENCE_ENCODERS,
+    TASK_HEADS,
+    TRUNKS,
+)
 from tests.conftest import ROOT
 from tests.small_job import CONFIG, write_small_data
 
@@ -53,7 +60,7 @@ def test_the_readme_names_every_member():
     text = (ROOT / "README.md").read_text()
     rows = text[text.index("## The pieces") : text.index("## The tree")]
     registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, PAIR_MODELS)
-    registries += (BALANCERS, DATA_TYPES, ASSIGNMENTS)
+    registries += (GRAPH_ENCODERS, BALANCERS, DATA_TYPES, ASSIGNMENTS)
     members = {name for registry in registries for name in registry}
     assert set(re.findall(r"`(\w+)`", rows)) == members
 

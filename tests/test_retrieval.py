@@ -16,7 +16,7 @@ from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
-from tests.pair_job import ITEMS, pair_job
+from tests.pair_job import ITEMS, pair_job, write_pair_data
 
 AT = [3, 10]
 
@@ -91,20 +91,18 @@ def test_against_all_items(
     assert expected["recall@10"]
 
 
-@pytest.mark.parametrize("against", [None, 30])
-def test_the_number_of_ranks_changes_nothing(pair_data: Path, tmp_path: Path, against: int | None):
-    job = job_of(pair_data, against=against, chunk=30)
+def test_the_number_of_ranks_changes_nothing(tmp_path: Path):
+    write_pair_data(tmp_path, behaviours=True)
+    job = job_of(tmp_path, against=30, own=["other"], chunk=30)
     [alone], ranks = [run_ranks(n, evaluate, tmp_path, job) for n in (1, 3)]
+    assert alone["own_hr@10"]
     for found in ranks:
         assert found == pytest.approx(alone, rel=1e-12)
 
 
-@pytest.mark.parametrize("against", [None, 30])
-def test_ties_count_against_the_model(
-    pair_data: Path, tmp_path: Path, one_process: torch.device, against: int | None
-):
+def test_ties_count_against_the_model(pair_data: Path, tmp_path: Path, one_process: torch.device):
     """All scores are 0."""
-    found = evaluate(tmp_path, job_of(pair_data, against=against), scale=0.0)
+    found = evaluate(tmp_path, job_of(pair_data, against=30), scale=0.0)
     assert {value for name, value in found.items() if name != "n"} == {0.0}
 
 
@@ -116,7 +114,10 @@ def test_not_finite_scores_are_refused(pair_data: Path, tmp_path: Path, one_proc
 def test_against_drawn_items(
     pair_data: Path, tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
 ):
-    """Each held-out pair is a case, and its candidates are none of the user's."""
+    """Each held-out pair is a case, and its candidates are none of the user's.
+
+    What is reported of all items stays what it is without them.
+    """
     seen: list[Any] = []
     plain = Retrieval._drawn
 
@@ -133,15 +134,45 @@ def test_against_drawn_items(
             own.setdefault(user, set()).add(item)
     users = held.ids[held.query]
     assert drawn.shape == (len(set(pairs_of(pair_data, "test"))), 30)
-    assert found["n"] == len(drawn)
+    expected = by_hand(tmp_path, pair_data, ["train", "valid"])
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
     for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
         assert not own[user] & set(items)
     assert len(set(drawn.flatten().tolist())) == ITEMS
     scores = scores_of(tmp_path, pair_data)
     above = scores[users.unsqueeze(1), drawn] >= scores[users, held.item].unsqueeze(1)
     for k in AT:
-        assert found[f"hr@{k}"] == pytest.approx((above.sum(1) < k).double().mean().item())
-        assert found[f"recall@{k}"] == found[f"hr@{k}"]
+        assert found[f"sampled_hr@{k}"] == pytest.approx((above.sum(1) < k).double().mean().item())
+        assert found[f"sampled_recall@{k}"] == found[f"sampled_hr@{k}"]
+
+
+def test_re_ranking_what_the_query_is_known_for(tmp_path: Path, one_process: torch.device):
+    """By the model and by popularity; what is not among the candidates is not found."""
+    write_pair_data(tmp_path, behaviours=True)
+    found = evaluate(tmp_path, job_of(tmp_path, own=["other"]))
+    scores = scores_of(tmp_path, tmp_path)
+    rows = pq.read_table(tmp_path / "train").to_pylist()
+    bought = set(pairs_of(tmp_path, "train"))
+    popularity = [len({u for u, other in bought if other == item}) for item in range(ITEMS)]
+    candidates: dict[int, set[int]] = {}
+    for row in rows:
+        if row["other"] is not None and (row["user"], row["other"]) not in bought:
+            candidates.setdefault(row["user"], set()).add(row["other"])
+    held_out: dict[int, set[int]] = {}
+    for user, item in pairs_of(tmp_path, "test"):
+        held_out.setdefault(user, set()).add(item)
+    hits: dict[str, list[float]] = {"own_": [], "popular_": []}
+    for user, items in held_out.items():
+        own = candidates.get(user, set())
+        lists = {
+            "own_": sorted(own, key=lambda item: -scores[user, item]),
+            "popular_": sorted(own, key=lambda item: (-popularity[item], item)),
+        }
+        for kind, order in lists.items():
+            hits[kind].append(len(items & set(order[:3])) / len(items))
+    assert 0 < np.mean(hits["own_"]) < 1
+    for kind, values in hits.items():
+        assert found[f"{kind}recall@3"] == pytest.approx(np.mean(values))
 
 
 def test_a_job_stops_early_by_a_ranking_and_has_learned(

@@ -496,7 +496,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
     bench.add_argument(
-        "name", metavar="NAME", help="checkpoint, embedding, increment, reader, scenarios or train"
+        "name",
+        metavar="NAME",
+        help="checkpoint, embedding, graph, increment, reader, scenarios or train",
     )
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="for the benchmark itself")
     return parser

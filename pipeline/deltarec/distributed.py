@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -134,6 +135,29 @@ def ask(question: Tensor, destination: Tensor, answer: Callable[[Tensor], Tensor
     answered = torch.empty(len(question), dtype=torch.int64)
     dist.all_to_all_single(answered, answer(asked), ours, theirs)
     return torch.empty_like(answered).index_copy_(0, order, answered)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows `[n, …]` of all ranks, one rank's after the other's: `[ranks · n, …]`.
+
+    A collective, in backward too, where a row gets the sum of all ranks' gradients.
+    """
+    if world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)  # pyright: ignore[reportReturnType]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # gloo scatters no sums
+        return all_sum(gradients[0]).chunk(world_size())[rank()]
 
 
 def owners(keys: Tensor) -> Tensor:

@@ -23,22 +23,25 @@ from deltarec.data.reader import ReaderConfig
 from deltarec.data.schema import (
     FEATURES,
     Feature,
+    IdFeature,
     IdListFeature,
     Scenario,
     Schema,
     SequenceFeature,
     Task,
     negative_features,
+    node_features,
 )
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS, RANKING_METRICS
 from deltarec.metrics.metric import Kind
 from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
+from deltarec.models.roles import GraphConfig
 from deltarec.optimizers import SGD, Constant, OptimizerConfig
 from deltarec.warm_start import WarmStartConfig
 
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "test", "events"]
 PREPARED = Path("data/prepared")
 
 
@@ -56,6 +59,9 @@ class DataConfig(Config):
     """Likewise, for early stopping and the evaluations during training; none if empty."""
     test: list[str] = []  # noqa: RUF012
     """Likewise, for the evaluation at the end; none if empty."""
+    events: list[str] = []  # noqa: RUF012
+    """Likewise, of pairwise tasks: what users are known to have done, for graphs and re-ranking;
+    `train` if empty."""
     user: str | None = None
     """Column of the user, for metrics by user; nulls count as one user."""
     weight: str | None = None
@@ -85,7 +91,8 @@ class DataConfig(Config):
         """
         noted = damaged if damaged is not None else {}
         skip = self.on_bad_file == "skip"
-        patterns = [partition] if partition else getattr(self, split)
+        named = self.train if split == "events" and not self.events else getattr(self, split)
+        patterns = [partition] if partition else named
         damaged = noted if skip else None
         return find(self.root(), patterns, damaged, may_be_empty=partition is not None)
 
@@ -174,7 +181,11 @@ class Job(Config):
     def data_schema(self) -> Schema:
         """What the reader needs of the configuration."""
         return Schema(
-            features={**self.features, **negative_features(self.tasks, self.features)},
+            features={
+                **self.features,
+                **negative_features(self.tasks, self.features),
+                **node_features(self._node_tables()),
+            },
             tasks=self.tasks,
             scenario=self.scenario,
             table_rows={name: table.rows for name, table in self.embedding.tables.items()},
@@ -185,6 +196,11 @@ class Job(Config):
             row_tables=self._row_tables(),
             raw_tables={n for n, t in self.embedding.resolved().items() if t.assignment},
         )
+
+    def _node_tables(self) -> list[str]:
+        """The tables of a graph's users and items."""
+        graph = self.model.graph
+        return [self._table(name) for name in (graph.user, graph.behaviours[0])] if graph else []
 
     def _row_tables(self) -> set[str]:
         """Those that LSQ quantises, and those of lists whose rows a balancing method looks at."""
@@ -212,8 +228,7 @@ class Job(Config):
         """The names of all metrics of one of `measured` that the data admit."""
         kind = self.measured[measured]
         if kind == "pairwise":
-            at = self.tasks[measured].ranking.at
-            return [f"{name}@{k}" for k in at for name in RANKING_METRICS]
+            return self.tasks[measured].ranking.metrics(RANKING_METRICS)
         has_user = self.data.user is not None
         return [
             name
@@ -367,12 +382,17 @@ class Job(Config):
             raise ValueError(f"model: tasks of these kinds are for {wanted}")
         if self.model.pair is None:
             return
-        used = {f for task in self.tasks.values() for f in (*task.query, *task.item)}
+        graph = self.model.graph
+        used = {
+            f for task in self.tasks.values() for f in (*task.query, *task.item, *task.ranking.own)
+        } | ({graph.user, *graph.behaviours} if graph else set())
         unused = [name for name in self.features if name not in used]
         if unused:
             raise ValueError(f"features.{unused[0]}: no side of a pairwise task has this feature")
         if self.scenario is not None:
             raise ValueError("scenario: pairwise tasks know none; give the query its feature")
+        if graph:
+            self._check_graph(graph)
 
     def _check_sides(self, name: str, task: Task) -> None:
         for key, features in (("query", task.query), ("item", task.item)):
@@ -389,6 +409,12 @@ class Job(Config):
                 f"tasks.{name}.item: got {task.item}; items drawn as negatives are known by their "
                 "id alone, so name that one"
             )
+        for feature in task.ranking.own:
+            if feature not in self.features or self._table(feature) != self._table(task.item[0]):
+                raise ValueError(
+                    f"tasks.{name}.ranking.own: '{feature}' is no feature of the items' table "
+                    f"'{self._table(task.item[0])}'"
+                )
         rows = self._rows(task.item[0])
         if not 1 < (task.num_items or rows) <= rows:
             raise ValueError(
@@ -396,9 +422,38 @@ class Job(Config):
                 "at least two must be items"
             )
 
+    def _check_graph(self, graph: GraphConfig) -> None:
+        """Nodes are the rows of two tables, which nothing else looks up."""
+        for feature in (graph.user, *graph.behaviours):
+            if not isinstance(self.features.get(feature), IdFeature):
+                raise ValueError(f"model.graph: there is no id feature '{feature}'")
+        tables = {self._table(feature) for feature in graph.behaviours}
+        user = self._table(graph.user)
+        if len(tables) > 1 or user in tables:
+            raise ValueError(
+                f"model.graph.behaviours: their tables are {sorted(tables)}, that of "
+                f"'{graph.user}' is '{user}'; all behaviours need one table, which is another"
+            )
+        known = self.embedding.resolved()
+        used = {name: known[name] for name in (user, *tables) if name in known}
+        if len({table.dim for table in used.values()}) > 1:
+            raise ValueError(f"model.graph: tables {[*used]} are of one graph; give them one dim")
+        for name, feature in self.features.items():
+            table = getattr(feature, "table", None) or name
+            if table in used and not isinstance(feature, IdFeature):
+                raise ValueError(f"features.{name}: only id features are for nodes of a graph")
+        for name, table in used.items():
+            if table.fake_quantised:
+                raise ValueError(
+                    f"embedding.tables.{name}.quantisation_aware: is not for nodes of a graph"
+                )
+
+    def _table(self, feature: str) -> str:
+        return getattr(self.features.get(feature), "table", None) or feature
+
     def _rows(self, feature: str) -> int:
         """Of the feature's table, 0 if there is none."""
-        table = self.embedding.tables.get(self.features[feature].table or feature)  # pyright: ignore
+        table = self.embedding.tables.get(self._table(feature))
         return table.rows if table else 0
 
     def _check_early_stopping(self) -> None:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain, zip_longest
@@ -36,6 +36,7 @@ from deltarec.data.prefetch import prefetched
 from deltarec.data.scoring import Input
 from deltarec.distributed import is_main, rank, world_size
 from deltarec.job import Job
+from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import predictions
 from deltarec.progress import Progress
 from deltarec.trainer import build_model
@@ -74,7 +75,12 @@ def predict(
     answer: list[Any] = [output.prepare() if is_main() else None]
     dist.broadcast_object_list(answer)
     missing: list[int] = answer[0]
-    _score(job, model, source, missing, output, device)
+    whole: Any = model.module
+    graph = nullcontext()
+    if isinstance(whole.network, PairNetwork):
+        graph = whole.network.encoded_graph(whole.tables, device)
+    with torch.no_grad(), graph:
+        _score(job, model, source, missing, output, device)
     dist.barrier()
     if not is_main():
         return {}
@@ -186,9 +192,8 @@ def _score(
     for step, count in enumerate(num_rows):
         rows = next(mine, None)
         batch = source.empty() if rows is None else rows.batch
-        with torch.no_grad():
-            batch = model.module.assignments.find(batch)  # pyright: ignore
-            _, (_, logits) = model(batch.to(device))
+        batch = model.module.assignments.find(batch)  # pyright: ignore
+        _, (_, logits) = model(batch.to(device))
         progress.update(count, "" if (step + 1) % progress.every else f"step {step + 1}")
         if rows is None:
             continue

@@ -6,12 +6,16 @@ Held-out pairs go to the rank that owns their query, by a hash of its id, and so
 up in the sharded tables, and each rank scores it for its own queries and counts who is above.
 Memory holds the pairs, a vector for each, and one block of scores.
 
+Beside all items, candidates may be some that are drawn, or those that the query is known for by
+other behaviours: re-ranked by the model, and by popularity alone.
+
 A rank is 1 + the number of other candidates that score **at least** as high: a tie counts against
 the model, and nothing is left to chance; a model that gives all items one score finds nothing.
 Scores are computed in float64 and compared in float32, so that the order of summation makes no tie
 and breaks none.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,12 +28,15 @@ from torch import Tensor
 from deltarec.data.batch import Batch, Position, make_batch
 from deltarec.data.block import Block
 from deltarec.data.negatives import hashed, uniform
+from deltarec.data.pairs import read_pairs
 from deltarec.data.reader import Reader
 from deltarec.data.schema import Ranking, Schema
 from deltarec.distributed import all_sum, exchange, owners
+from deltarec.layers.rows import occurrences
 from deltarec.metrics import RANKING_METRICS
 from deltarec.metrics.evaluation import Result, Values
 from deltarec.models.pairs import PairNetwork
+from deltarec.models.roles import PairModel
 
 BLOCK = 1 << 20
 """Scores that are held at a time; of items compared with them, some more."""
@@ -49,6 +56,13 @@ class HeldOut:
     """float32 `[Q, D]`, their vectors."""
     items: Tensor
     """float32 `[P, D]`, the vectors of the items."""
+
+    def those(self, pairs: Tensor, num_items: int) -> tuple[Tensor, Tensor]:
+        """The places of their queries, and those of some pairs, ascending, whose query is here."""
+        query = pairs // num_items
+        place = torch.searchsorted(self.ids, query).clamp(max=len(self.ids) - 1)
+        here = self.ids[place] == query if len(self.ids) else query < 0
+        return place[here], pairs[here]
 
 
 class Retrieval:
@@ -73,6 +87,7 @@ class Retrieval:
         self.schema = schema
         self.tables = model.tables
         self.network: PairNetwork = model.network
+        self.pair: PairModel = copy.deepcopy(self.network.pair).double()
         self.device = device
         self.seed = seed
         self.beat = beat
@@ -88,11 +103,14 @@ class Retrieval:
             columns += [f(name, batch, outputs) for f in (self.network.query, self.network.item)]
             self.held[name].append([column[chosen].cpu() for column in columns])
 
-    def compute(self, known: Mapping[str, Sequence[Tensor]]) -> Result:
+    def compute(
+        self, known: Mapping[str, Sequence[Tensor]], own: Mapping[str, Tensor] | None = None
+    ) -> Result:
         """The metrics of all pairs added, equal on all ranks; a collective.
 
         Args:
             known: by task, what `known_pairs` gave of each of the data to exclude.
+            own: by task whose `ranking.own` asks for it, what `own_pairs` gave.
 
         Raises:
             ValueError: on all ranks, if a score is NaN or infinite, or a query has no candidates.
@@ -100,65 +118,88 @@ class Retrieval:
         none = torch.empty(0, dtype=torch.int64)
         return {
             name: {
-                "all": self._values(name, task.ranking, torch.cat([none, *known[name]]).unique()),
+                "all": self._values(
+                    name,
+                    task.ranking,
+                    torch.cat([none, *known[name]]).unique(),
+                    (own or {}).get(name, none),
+                ),
                 "scenario": {},
             }
             for name, task in self.schema.tasks.items()
         }
 
-    def _values(self, name: str, ranking: Ranking, known: Tensor) -> Values:
+    def _values(self, name: str, ranking: Ranking, known: Tensor, own: Tensor) -> Values:
         held = _held_out(self.held[name])
-        if not all_sum(torch.tensor(len(held.item))):
-            ranks = torch.empty(0, dtype=torch.int64)
-        else:
-            ranks = self._ranks(name, ranking, held, known)
-        # Against drawn items, each held-out item is a case by itself.
-        query = held.query if ranking.against is None else torch.arange(len(ranks))
-        num_queries = len(held.ids) if ranking.against is None else len(ranks)
-        metrics = {f"{m}@{k}": RANKING_METRICS[m](k) for k in ranking.at for m in RANKING_METRICS}
-        sums = [metric.values(ranks, query, num_queries).sum() for metric in metrics.values()]
-        total = all_sum(torch.stack([*sums, torch.tensor(float(num_queries)).double()]))
-        *sums, count = total.tolist()
+        found = dict.fromkeys(ranking.kinds, torch.empty(0, dtype=torch.int64))
+        if all_sum(torch.tensor(len(held.item))):
+            found = self._ranks(name, ranking, held, known, own)
+        sums, metrics = (
+            [],
+            {f"{m}@{k}": RANKING_METRICS[m](k) for k in ranking.at for m in RANKING_METRICS},
+        )
+        for kind, ranks in found.items():
+            # Against drawn items, each held-out item is a case by itself.
+            alone = kind == "sampled_"
+            query = torch.arange(len(ranks)) if alone else held.query
+            num_queries = len(ranks) if alone else len(held.ids)
+            sums += [torch.tensor(float(num_queries)).double()]
+            sums += [metric.values(ranks, query, num_queries).sum() for metric in metrics.values()]
+        totals = all_sum(torch.stack(sums)).view(len(found), -1)
         values: Values = {
-            name: value / count if count else None
-            for name, value in zip(metrics, sums, strict=True)
+            f"{kind}{metric}": value / count if count else None
+            for kind, (count, *row) in zip(found, totals.tolist(), strict=True)
+            for metric, value in zip(metrics, row, strict=True)
         }
-        return {**values, "n": int(count)}
+        return {**values, "n": int(totals[0, 0])}
 
-    def _ranks(self, name: str, ranking: Ranking, held: HeldOut, known: Tensor) -> Tensor:
-        """int64 `[P]`, of the held-out items."""
+    def _ranks(
+        self, name: str, ranking: Ranking, held: HeldOut, known: Tensor, own: Tensor
+    ) -> dict[str, Tensor]:
+        """By kind, int64 `[P]` of the held-out items."""
         num_items = self.schema.num_items(name)
         queries = held.queries.to(self.device).double()
-        own = (queries[held.query] * held.items.to(self.device).double()).sum(1).float()
-        place = torch.searchsorted(held.ids, known // num_items).clamp(max=len(held.ids) - 1)
-        relevant = held.ids[place] == known // num_items if len(held.ids) else known < 0
-        known, place = known[relevant], place[relevant]
+        scored = self.pair.score(name, queries[held.query], held.items.to(self.device).double())
+        scored = scored.float()
+        popularity = all_sum(torch.bincount(known % num_items, minlength=num_items))
+        place, known = held.those(known, num_items)
+        candidates = _Candidates.of(held, own[~torch.isin(own, known)], num_items)
         drawn = None
         if ranking.against is not None:
             drawn = self._drawn(ranking.against, num_items, held, known).to(self.device)
-        bad = (~own.isfinite()).sum().cpu()
-        at_least = torch.zeros(len(held.item), dtype=torch.int64, device=self.device)
+        bad = (~scored.isfinite()).sum().cpu()
+        above = {kind: torch.zeros_like(held.item, device=self.device) for kind in ("", "sampled_")}
+        block_size = max(1, BLOCK // ranking.chunk // self.pair.numbers_per_score)
         for start in range(0, num_items, ranking.chunk):
             stop = min(start + ranking.chunk, num_items)
             vectors = self._items(name, start, stop).double()
             here = (known % num_items >= start) & (known % num_items < stop)
             excluded = place[here], known[here] % num_items - start
             chunk = _Chunk(start, stop, vectors, excluded)
-            for pairs, block in _blocks(held, max(1, BLOCK // (stop - start))):
-                scores = chunk.scores(queries[block], block.start)
+            for pairs, block in _blocks(held, block_size):
+                scores = self.pair.scores(name, queries[block], vectors).float()
+                candidates.take(scores, block, start, stop)
+                scores = chunk.without_excluded(scores, block.start)
                 bad += (scores.isnan() | (scores == torch.inf)).sum().cpu()
                 row = held.query[pairs].to(self.device) - block.start
-                if drawn is None:
-                    at_least[pairs] += chunk.others(scores, row, own[pairs], held.item[pairs])
-                else:
-                    at_least[pairs] += chunk.among(scores, row, own[pairs], drawn[pairs])
+                item, mine = held.item[pairs], scored[pairs]
+                above[""][pairs] += chunk.others(scores, row, mine, item)
+                if drawn is not None:
+                    above["sampled_"][pairs] += chunk.among(scores, row, mine, drawn[pairs])
             self.beat()
         if count := int(all_sum(bad)):
             raise ValueError(
                 f"task '{name}': {count} scores are NaN or infinite: look for a learning rate that "
                 "is too large"
             )
-        return 1 + at_least.cpu()
+        # The larger, the more popular; of equals the one with the lower id.
+        popular = popularity * num_items - torch.arange(num_items)
+        found = {kind: 1 + count.cpu() for kind, count in above.items()}
+        found["own_"] = candidates.ranks(held, candidates.scores, scored.cpu(), num_items)
+        found["popular_"] = candidates.ranks(
+            held, popular[candidates.item], popular[held.item], num_items
+        )
+        return {kind: found[kind] for kind in ranking.kinds}
 
     def _items(self, name: str, start: int, stop: int) -> Tensor:
         """The vectors of the items from `start` to `stop`, `[M, D]`."""
@@ -185,7 +226,8 @@ class Retrieval:
                 bits = hashed(pairs[left], self.seed, column, attempt)
                 drawn[left, column] = uniform(bits, num_items)
                 found = query[left] * num_items + drawn[left, column]
-                left, attempt = left[np.isin(found, forbidden)], attempt + 1
+                place = np.searchsorted(forbidden, found).clip(max=len(forbidden) - 1)
+                left, attempt = left[forbidden[place] == found], attempt + 1
         return torch.from_numpy(drawn)
 
 
@@ -200,11 +242,10 @@ class _Chunk:
     excluded: tuple[Tensor, Tensor]
     """Places of queries, ascending, and of items in the chunk, that are no candidates."""
 
-    def scores(self, queries: Tensor, first: int) -> Tensor:
-        """float32 `[q, M]` of q queries from place `first` on; -inf where excluded."""
-        scores = (queries @ self.vectors.T).float()
+    def without_excluded(self, scores: Tensor, first: int) -> Tensor:
+        """The scores `[q, M]` of q queries from place `first` on, with -inf where excluded."""
         place, item = self.excluded
-        low, high = torch.searchsorted(place, torch.tensor([first, first + len(queries)])).tolist()
+        low, high = torch.searchsorted(place, torch.tensor([first, first + len(scores)])).tolist()
         row, column = place[low:high] - first, item[low:high]
         scores[row.to(scores.device), column.to(scores.device)] = -torch.inf
         return scores
@@ -229,6 +270,66 @@ class _Chunk:
         here = (drawn >= self.start) & (drawn < self.stop)
         found = scores[row.unsqueeze(1), (drawn - self.start).clamp(0, scores.shape[1] - 1)]
         return ((found >= own.unsqueeze(1)) & here).sum(1)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The items that queries are known for, C of them, and what they score."""
+
+    place: Tensor
+    """int64 `[C]`, ascending places of their queries."""
+    item: Tensor
+    """int64 `[C]`"""
+    scores: Tensor
+    """float32 `[C]`"""
+
+    @classmethod
+    def of(cls, held: HeldOut, pairs: Tensor, num_items: int) -> "_Candidates":
+        place, pairs = held.those(pairs, num_items)
+        return cls(place, pairs % num_items, torch.full(place.shape, -torch.inf))
+
+    def take(self, scores: Tensor, block: slice, start: int, stop: int) -> None:
+        """Keep the candidates' scores, of some queries and of the items from `start` to `stop`."""
+        bounds = torch.tensor([block.start, block.stop])
+        low, high = torch.searchsorted(self.place, bounds).tolist()
+        item = self.item[low:high]
+        [here] = ((item >= start) & (item < stop)).nonzero(as_tuple=True)
+        row, column = self.place[low:high][here] - block.start, item[here] - start
+        self.scores[low + here] = scores[row.to(scores.device), column.to(scores.device)].cpu()
+
+    def ranks(self, held: HeldOut, values: Tensor, own: Tensor, num_items: int) -> Tensor:
+        """int64 `[P]`, of the held-out items by values `[C]`; last of all where it is none."""
+        lengths = torch.bincount(self.place, minlength=len(held.ids))
+        starts = lengths.cumsum(0) - lengths
+        pair, offset = occurrences(lengths[held.query], int(lengths[held.query].sum()))
+        candidate = starts[held.query][pair] + offset
+        itself = self.item[candidate] == held.item[pair]
+        above = (values[candidate] >= own[pair]) & ~itself
+        rank = 1 + torch.zeros_like(held.item).index_add_(0, pair, above.long())
+        there = torch.zeros_like(held.item).index_add_(0, pair, itself.long())
+        return torch.where(there > 0, rank, num_items + 1)
+
+
+def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:
+    """By task with `ranking.own`, what queries that this rank owns have there; a collective.
+
+    Returns:
+        query · items + item, ascending, int64.
+    """
+    wanted = {
+        name: [(task.query[0], feature) for feature in task.ranking.own]
+        for name, task in schema.tasks.items()
+        if task.ranking.own
+    }
+    found = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], beat)
+    owned: dict[str, Tensor] = {}
+    for name, features in wanted.items():
+        num_items = schema.num_items(name)
+        parts = [found[pair] for pair in features]
+        pairs = torch.cat([query * num_items + item for query, item in parts])
+        [pairs] = exchange([pairs], owners(pairs // num_items))
+        owned[name] = pairs.unique()
+    return owned
 
 
 def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +31,7 @@ from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.conflict_plot import draw_conflicts
 from deltarec.data.batch import Batch, Position
 from deltarec.data.files import Damage
+from deltarec.data.pairs import read_pairs
 from deltarec.data.reader import Reader
 from deltarec.distributed import all_sum, is_main, rank, world_size
 from deltarec.embeddings import sharding
@@ -41,14 +43,17 @@ from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
 from deltarec.job import Job, Split
+from deltarec.layers.graph import Adjacency
 from deltarec.metrics import larger_is_better
 from deltarec.metrics.evaluation import Evaluation, Result, Totals
 from deltarec.metrics.table import overall, render
 from deltarec.models.cascade import with_joint_tasks
+from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import RankingModel, network_of, predictions
+from deltarec.models.roles import GraphConfig
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
-from deltarec.retrieval import Retrieval, known_pairs
+from deltarec.retrieval import Retrieval, known_pairs, own_pairs
 from deltarec.run_folder import RunFolder
 from deltarec.skipped import Skipped
 from deltarec.supervision import NotFinite, Supervision, Terminated, Watchdog
@@ -257,13 +262,18 @@ class Trainer:
 
     def _evaluate_pairs(self, split: Split) -> Result:
         """`evaluate` of a job of pairwise tasks."""
-        with self.watchdog.watch(f"the evaluation on {split}"), self._plain_model():
+        model = self.model.module
+        with (
+            self.watchdog.watch(f"the evaluation on {split}"),
+            self._plain_model(),
+            model.network.encoded_graph(model.tables, self.device),  # pyright: ignore
+        ):
             known = {
                 name: [self._known(s)[name] for s in task.ranking.exclude if s != split]
                 for name, task in self.job.tasks.items()
             }
             beat = self.watchdog.beat
-            model, seed = self.model.module, self.job.train.seed
+            seed = self.job.train.seed
             retrieval = Retrieval(self.schema, model, self.device, seed, beat)
             reader = self._reader(split)
             progress = Progress(f"evaluate {split}", reader.num_samples)
@@ -274,7 +284,14 @@ class Trainer:
                 progress.update(batch.num_samples)
                 beat()
             progress.close()
-            return retrieval.compute(known)
+            return retrieval.compute(known, self._own_pairs)
+
+    @cached_property
+    def _own_pairs(self) -> dict[str, Tensor]:
+        """What `own_pairs` finds in the events, read once."""
+        if not any(task.ranking.own for task in self.job.tasks.values()):
+            return {}
+        return own_pairs(self.schema, self._reader("events"), self.watchdog.beat)
 
     def _known(self, split: Split) -> dict[str, Tensor]:
         """What `known_pairs` finds in a split, read once; nothing in one without files."""
@@ -535,7 +552,21 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     assert plan is not None
     description = describe(plan, specs, world_size())
     sharded = sharding.shard(model, plan, specs, device, job.train.seed, job.train.batch_size)
+    if isinstance(network, PairNetwork) and job.model.graph is not None:
+        network.graphs = read_graphs(job, job.model.graph, device)
     return sharded, description
+
+
+def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> list[Adjacency]:
+    """The behaviours' graphs, whole on every rank, of the rows of `data.events`."""
+    schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
+    reader = Reader(job.data.files("events"), schema, job.data.reader, rows, seed=None)
+    features = [(graph.user, behaviour) for behaviour in graph.behaviours]
+    sizes = tuple(schema.table_rows[schema.table(name)] for name in schema.nodes)
+    return [
+        Adjacency.of(users.numpy(), items.numpy(), sizes, graph.normalise, device)  # pyright: ignore
+        for users, items in read_pairs(reader, features).values()
+    ]
 
 
 class _Batches(Iterator[Batch]):

@@ -270,7 +270,10 @@ def _cut(
     def leaf(values: Tensor, features: dict[str, int], lengths: Tensor | None = None) -> Tensor:
         pairs.append((values, values.detach().requires_grad_()))
         ids = batch.ids if lengths is None else batch.rows
-        places.append(Place(features, batch.index, lengths, partial(_keys, ids, tables, *features)))
+        [name] = features
+        nodes = batch.nodes is not None and name in batch.nodes.keys()  # noqa: SIM118  # no mapping
+        index = batch.ids(name) if nodes else batch.index
+        places.append(Place(features, index, lengths, partial(_keys, ids, tables, *features)))
         return pairs[-1][1]
 
     cut: list[Any] = []

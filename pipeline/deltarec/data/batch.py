@@ -75,6 +75,10 @@ class Batch(Pipelineable):
     """Int64 `[B, S]`, the bucket of each column of `data.slices`, where there are any."""
     fresh: dict[str, Fresh] = field(default_factory=dict)
     """Of tables whose rows are assigned, what to make fresh before the batch is trained."""
+    placed: KeyedJaggedTensor | None = None
+    """Features that name nodes of a graph."""
+    nodes: KeyedJaggedTensor | None = None
+    """In training: this rank's slice of each table whose rows are nodes, by `node_slices`."""
 
     def rows(self, feature: str) -> Tensor:
         """The ids of a feature whose rows are looked up one by one, int64 `[sum of lengths]`."""
@@ -82,8 +86,8 @@ class Batch(Pipelineable):
         return self.unpooled[feature].values()
 
     def ids(self, feature: str) -> Tensor:
-        """The ids of a feature of one id a sample, int64 `[B]`; -1 for none."""
-        for features in (self.pooled, self.unpooled):
+        """The ids of a feature of one id a sample (or a node), int64 `[B]`; -1 for none."""
+        for features in (self.pooled, self.unpooled, self.placed, self.nodes):
             if features is not None and feature in features.keys():  # noqa: SIM118  # no mapping
                 padded = features[feature].to_padded_dense(1, -1)
                 return padded[:, 0].long()
@@ -108,7 +112,13 @@ class Batch(Pipelineable):
 
 
 def make_batch(
-    block: Block, schema: Schema, size: int, num_samples: int, epoch: int, after: Position
+    block: Block,
+    schema: Schema,
+    size: int,
+    num_samples: int,
+    epoch: int,
+    after: Position,
+    nodes: KeyedJaggedTensor | None = None,
 ) -> Batch:
     """A batch of `size` samples from a block of at most so many rows."""
     padding = size - block.num_rows
@@ -136,7 +146,27 @@ def make_batch(
         epoch=epoch,
         next=after,
         slices=padded("slices") if schema.slices else None,
+        placed=_jagged(block, schema.placed, padding),
+        nodes=nodes,
     )
+
+
+def node_slices(schema: Schema, rank: int, num_ranks: int) -> KeyedJaggedTensor | None:
+    """A rank's slice of the rows of each table of nodes, one id a bag; None without a graph.
+
+    Slices are of equal length, the longest table's: what lies past a table's end is an empty bag.
+    """
+    if not schema.nodes:
+        return None
+    sizes = [schema.table_rows[schema.table(name)] for name in schema.nodes]
+    longest = -(-max(sizes) // num_ranks)
+    values, lengths = [], torch.zeros(len(sizes), longest, dtype=torch.int32)
+    for i, size in enumerate(sizes):
+        share = -(-size // num_ranks)
+        ids = torch.arange(min(rank * share, size), min((rank + 1) * share, size))
+        values.append(ids)
+        lengths[i, : len(ids)] = 1
+    return KeyedJaggedTensor(keys=schema.nodes, values=torch.cat(values), lengths=lengths.flatten())
 
 
 def _jagged(block: Block, keys: Sequence[str], padding: int) -> KeyedJaggedTensor | None:

@@ -52,7 +52,7 @@ class _Decoder:
         ids: dict[str, np.ndarray] = {}
         ragged: dict[str, Ragged] = {}
         for name, feature in schema.sparse.items():
-            if name in schema.drawn:
+            if name not in schema.in_files:
                 continue
             if name in schema.aligned:
                 ragged[name] = self._lists(name, schema.sequences[name])

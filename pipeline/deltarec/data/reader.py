@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from deltarec.config import Config
-from deltarec.data.batch import Batch, Position, make_batch
+from deltarec.data.batch import Batch, Position, make_batch, node_slices
 from deltarec.data.block import Block
 from deltarec.data.decode import decode
 from deltarec.data.files import UNREADABLE, Damage, ParquetFile, one_line
@@ -95,7 +95,8 @@ class Reader:
         num_ranks: how many ranks share the data.
         pin_memory: whether batches are put into page-locked memory, for copies to a GPU.
         damage: files that `files.find` has left out.
-        draw: seed of the negatives of pairwise tasks; without it none are drawn.
+        draw: seed of the negatives of pairwise tasks; without it none are drawn, and batches have
+            no nodes of a graph.
 
     Raises:
         ValueError: a column is missing or of a wrong type, or the streams cannot be divided.
@@ -124,6 +125,7 @@ class Reader:
         self.num_ranks = num_ranks
         self.pin_memory = pin_memory
         self.draw = draw
+        self._nodes = None if draw is None else node_slices(schema, rank, num_ranks)
         self.invalid: Counter[str] = Counter()
         """Values mended so far by each policy, by `feature.policy`."""
         self.damage = dict(damage or {})
@@ -203,7 +205,8 @@ class Reader:
             share, lost = self._without_lost(rows.slice(0, int(counts[rank])))
             if self.draw is not None:
                 share = with_negatives(share, self.schema, self.draw, epoch)
-            batch = make_batch(share, self.schema, int(counts.max()), stop - start, epoch, after)
+            size, num_samples = int(counts.max()), stop - start
+            batch = make_batch(share, self.schema, size, num_samples, epoch, after, self._nodes)
             yield replace(batch, lost=lost) if lost else batch
 
     def _without_lost(self, block: Block) -> tuple[Block, Counter[str]]:

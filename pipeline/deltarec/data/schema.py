@@ -75,6 +75,12 @@ class NegativeFeature(SparseFeature):
     """Of a sample's negatives."""
 
 
+class NodeFeature(SparseFeature):
+    """All rows of a table, which are nodes of a graph; made by `node_features`."""
+
+    kind: Literal["nodes"] = "nodes"
+
+
 class DenseFeature(Feature):
     """One number a sample."""
 
@@ -92,18 +98,35 @@ FEATURES: dict[str, type[Feature]] = {
 }
 
 
+OWN = ("own_", "popular_")
+
+
 class Ranking(Config):
     """How a pairwise task is evaluated: by the ranks of held-out items among a query's candidates."""
 
     at: list[PositiveInt] = Field(default=[10, 20], min_length=1)
     """The K of recall@K, hr@K and ndcg@K."""
     against: int | None = Field(default=None, gt=0)
-    """Rank each held-out item among so many items drawn at random, which the query has nowhere in
-    `exclude` nor in the evaluated data; among all items if not given."""
+    """Also rank each held-out item among so many items drawn at random, which the query has nowhere
+    in `exclude` nor in the evaluated data: sampled_hr@10 and so on."""
+    own: list[str] = []
+    """Also re-rank what the query is known for: the items that it has under these id features in
+    `data.events`, and not in `exclude`: own_hr@10 and so on. Beside it stands the list without
+    learning, popular_hr@10: the same items by the number of queries that have them in `exclude`."""
     exclude: list[Literal["train", "valid"]] = ["train"]
     """Data whose items of the same query are no candidates."""
     chunk: int = Field(default=8192, gt=0)
     """Items that are looked up and scored at a time."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """The prefixes of what is reported: among all, drawn, and own candidates."""
+        return ["", *(["sampled_"] if self.against else []), *(OWN if self.own else [])]
+
+    def metrics(self, names: Iterable[str]) -> list[str]:
+        """All that is reported of metrics of such names."""
+        names = list(names)
+        return [f"{kind}{name}@{k}" for kind in self.kinds for k in self.at for name in names]
 
 
 class Task(Config):
@@ -167,6 +190,11 @@ def negative_features(
     return found
 
 
+def node_features(tables: Iterable[str]) -> dict[str, NodeFeature]:
+    """One for each table whose rows are nodes."""
+    return {f"{table}/nodes": NodeFeature(table=table) for table in tables}
+
+
 @dataclass(frozen=True)
 class Schema:
     """Everything that is read from the files, resolved: names, columns, table sizes."""
@@ -201,8 +229,30 @@ class Schema:
 
     @cached_property
     def drawn(self) -> dict[str, NegativeFeature]:
-        """Features that are in no file."""
+        """Features that are drawn by the reader."""
         return {n: f for n, f in self.features.items() if isinstance(f, NegativeFeature)}
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """Features that are all rows of a table, and the order of a graph's nodes."""
+        return [n for n, f in self.features.items() if isinstance(f, NodeFeature)]
+
+    @cached_property
+    def in_files(self) -> dict[str, Feature]:
+        """Features that are read."""
+        made = {*self.drawn, *self.nodes}
+        return {n: f for n, f in self.features.items() if n not in made}
+
+    @cached_property
+    def placed(self) -> list[str]:
+        """Features that name a node: not looked up, but taken from what becomes of all nodes."""
+        tables = {self.table(name) for name in self.nodes}
+        return [n for n in self.sparse if self.table(n) in tables and n not in self.nodes]
+
+    @cached_property
+    def looked_up(self) -> list[str]:
+        """Sparse features with vectors from tables."""
+        return [n for n in self.sparse if n not in self.placed]
 
     @cached_property
     def optional(self) -> set[str]:
@@ -262,11 +312,12 @@ class Schema:
 
     @property
     def _pooled_by_torchrec(self) -> list[str]:
-        return [name for name in self.sparse if name not in self.unpooled]
+        others = {*self.unpooled, *self.placed, *self.nodes}
+        return [name for name in self.sparse if name not in others]
 
     def columns(self) -> list[str]:
         """Every column that is read, once."""
-        names = [self.column(name) for name in self.features if name not in self.drawn]
+        names = [self.column(name) for name in self.in_files]
         names += [
             f.weights for f in self.features.values() if isinstance(f, IdListFeature) and f.weights
         ]
@@ -290,9 +341,7 @@ class Schema:
                 known = _listing(files_schema.names)
                 found = "is there twice" if count else "is missing"
                 raise ValueError(f"{path}: column '{column}' {found}; the file has {known}")
-        for name, feature in self.features.items():
-            if name in self.drawn:
-                continue
+        for name, feature in self.in_files.items():
             column = self.column(name)
             arrow_type = files_schema.field(column).type
             if isinstance(feature, (IdListFeature, SequenceFeature)):

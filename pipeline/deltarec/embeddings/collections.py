@@ -47,6 +47,8 @@ class Embedded:
     pooled: dict[str, Tensor]
     """One vector `[B, D]` for each id and id-list feature, in the order of the configuration."""
     sequences: dict[str, JaggedSequence]
+    nodes: dict[str, Tensor]
+    """This rank's slices of the tables of a graph's nodes, `[slice, D]` each, by feature."""
 
 
 class EmbeddingTables(nn.Module):
@@ -68,6 +70,7 @@ class EmbeddingTables(nn.Module):
         self.unpooled = nn.ModuleList(
             _collection(schema, tables, names) for _, names in sorted(by_dim.items())
         )
+        self.nodes = _bag_collection(schema, tables, schema.nodes, weighted=False)
 
     def forward(self, batch: Batch) -> list:
         """The outputs of all collections; `embedded` sorts them out.
@@ -82,6 +85,8 @@ class EmbeddingTables(nn.Module):
             outputs.append(self.weighted(batch.weighted))
         for collection in self.unpooled:
             outputs.append(collection(batch.unpooled))
+        if self.nodes is not None and batch.nodes is not None:
+            outputs.append(self.nodes(batch.nodes))
         return outputs
 
 
@@ -97,6 +102,7 @@ def embedded(
     sequences: dict[str, JaggedSequence] = {}
     inner = batch.inner.to_dict() if batch.inner is not None else {}
     outputs = list(outputs)
+    nodes = outputs.pop().to_dict() if batch.nodes is not None else {}
     for names in (schema.pooled, schema.weighted):
         if names:
             vectors.update(outputs.pop(0).to_dict())
@@ -115,8 +121,8 @@ def embedded(
                 vectors[name] = pool(rows, jagged.lengths().long(), "sum")
             else:  # one id a sample, but none for padding, which stands at the end
                 vectors[name] = F.pad(rows, (0, 0, 0, len(batch.index) - rows.shape[0]))
-    pooled = {n: vectors[n] for n, f in schema.sparse.items() if not isinstance(f, SequenceFeature)}
-    return Embedded(pooled, {name: sequences[name] for name in schema.sequences})
+    pooled = {name: vectors[name] for name in schema.sparse if name in vectors}
+    return Embedded(pooled, {name: sequences[name] for name in schema.sequences}, nodes)
 
 
 def fake_quantisers(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:

@@ -26,11 +26,12 @@ RANKING_METRICS: dict[str, type[RankingMetric]] = {
     "hr": HitRate,
     "ndcg": NDCG,
 }
-"""Of pairwise tasks; with the number of ranks that count they are called recall@20."""
+"""Of pairwise tasks; with the number of ranks that count they are called recall@20, and with the
+candidates, where these are not all items, sampled_recall@20."""
 
 
 def larger_is_better(name: str) -> bool:
     """Which way early stopping looks at a metric of this name."""
-    if name.partition("@")[0] in RANKING_METRICS:
+    if name.partition("@")[0].rpartition("_")[2] in RANKING_METRICS:
         return True
     return METRICS[name].larger_is_better

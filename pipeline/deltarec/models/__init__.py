@@ -4,6 +4,8 @@
 from deltarec.models.adasparse import AdaSparse
 from deltarec.models.adatt import AdaTTHeads
 from deltarec.models.aitm import AITMHeads
+from deltarec.models.bilinear import Bilinear
+from deltarec.models.cigcn import CIGCN
 from deltarec.models.cross_stitch import CrossStitchHeads
 from deltarec.models.dbmtl import DBMTLHeads
 from deltarec.models.dcn import DCNTrunk
@@ -13,8 +15,11 @@ from deltarec.models.escm2 import ESCM2Heads
 from deltarec.models.esmm import ESMMHeads
 from deltarec.models.hamur import HAMUR
 from deltarec.models.hierrec import HierRec
+from deltarec.models.joined import Joined
+from deltarec.models.lightgcn import LightGCN
 from deltarec.models.m3oe import M3oE
 from deltarec.models.mean import MeanEncoder
+from deltarec.models.mesi import MESI
 from deltarec.models.mf import MatrixFactorisation
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.mmoe import MMoEHeads
@@ -22,7 +27,14 @@ from deltarec.models.multi_ipw_dr import MultiDRHeads, MultiIPWHeads
 from deltarec.models.omoe import OMoEHeads
 from deltarec.models.pepnet import PEPNet
 from deltarec.models.ple import PLEHeads
-from deltarec.models.roles import PairModel, ScenarioModule, SequenceEncoder, TaskHeads, Trunk
+from deltarec.models.roles import (
+    GraphEncoder,
+    PairModel,
+    ScenarioModule,
+    SequenceEncoder,
+    TaskHeads,
+    Trunk,
+)
 from deltarec.models.sar_net import SARNet
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
@@ -71,4 +83,11 @@ TASK_HEADS: dict[str, type[TaskHeads]] = {
 PAIR_MODELS: dict[str, type[PairModel]] = {
     "mf": MatrixFactorisation,
     "two_tower": TwoTower,
+    "bilinear": Bilinear,
+    "mesi": MESI,
+    "joined": Joined,
+}
+GRAPH_ENCODERS: dict[str, type[GraphEncoder]] = {
+    "lightgcn": LightGCN,
+    "cigcn": CIGCN,
 }

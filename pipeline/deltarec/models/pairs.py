@@ -5,7 +5,8 @@ Rendle et al., 2009, BPR: the loss of a sample is -log sigmoid(score of its item
 negative), the mean over its negatives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -13,15 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltarec.data.batch import Batch
+from deltarec.config import Config
+from deltarec.data.batch import Batch, node_slices
 from deltarec.data.schema import Schema
-from deltarec.embeddings.collections import embedded, fake_quantisers
+from deltarec.distributed import gather_rows, rank, world_size
+from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.dropout import sample_keys, set_sample_keys
+from deltarec.layers.graph import Adjacency
 from deltarec.layers.rows import seeing
-from deltarec.models import PAIR_MODELS
+from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
 from deltarec.models.losses import LossTerm
-from deltarec.models.roles import Fields, FieldShapes, PairConfig, Side
+from deltarec.models.roles import Fields, FieldShapes, GraphConfig, PairConfig, Side
 
 
 class PairNetwork(nn.Module):
@@ -32,7 +36,9 @@ class PairNetwork(nn.Module):
         schema: features and tasks.
         tables: for the widths of the fields.
         seed: of the dropout masks.
-        bf16: whether to compute in bfloat16 where autocast allows it.
+        bf16: whether to compute in bfloat16 where autocast allows it; a graph's encoder is not.
+        graph: of the graph encoder, if there is one.
+        heads: of the task heads, if the pair model has some.
     """
 
     def __init__(
@@ -42,6 +48,8 @@ class PairNetwork(nn.Module):
         tables: Mapping[str, TableSpec],
         seed: int,
         bf16: bool = False,
+        graph: GraphConfig | None = None,
+        heads: Config | None = None,
     ) -> None:
         super().__init__()
         self.schema = schema
@@ -49,11 +57,32 @@ class PairNetwork(nn.Module):
         self.bf16 = bf16
         self.l2 = config.l2
         self.fake_quantisers = fake_quantisers(tables)
-        sides = {
-            name: (_side(task.query, schema, tables), _side(task.item, schema, tables))
-            for name, task in schema.tasks.items()
-        }
-        self.pair = PAIR_MODELS[config.name](config, sides)
+        self.encoder = None
+        behaviours, width = (), 0
+        if graph is not None:
+            dim = tables[schema.table(schema.nodes[0])].dim
+            behaviours = tuple(graph.behaviours)
+            self.encoder = GRAPH_ENCODERS[graph.name](graph, dim, len(behaviours))
+            width = len(behaviours) * self.encoder.output_dim
+        self.graphs: Sequence[Adjacency] = ()
+        """One for each behaviour, made of the data: to be set before the first batch."""
+        self._encoded: Tensor | None = None
+
+        def side(features: list[str]) -> Side:
+            sparse = tuple(name for name in features if name in schema.sparse)
+            used = tuple(schema.table(name) for name in sparse)
+            dims = tuple(
+                width if name in schema.placed else tables[table].dim
+                for name, table in zip(sparse, used, strict=True)
+            )
+            shapes = FieldShapes(dims, len(features) - len(sparse), sparse)
+            return Side(used, shapes, behaviours if sparse[0] in schema.placed else ())
+
+        def make_heads(input_dim: int) -> nn.Module:
+            return TASK_HEADS[heads.name](heads, input_dim, schema.tasks)  # pyright: ignore
+
+        sides = {name: (side(task.query), side(task.item)) for name, task in schema.tasks.items()}
+        self.pair = PAIR_MODELS[config.name](config, sides, make_heads if heads else None)
 
     def forward(self, batch: Batch, outputs: list) -> Tensor:
         """From a batch and the outputs of its tables to columns `[B, C]`.
@@ -61,20 +90,28 @@ class PairNetwork(nn.Module):
         They are the scores of the samples' items `[B, T]`; then, for each task, those of its
         negatives; then the tasks' penalties `[B, T]`.
         """
-        fields = self._fields(batch, outputs)
+        fields, rows = self._fields(batch, outputs)
         scores, negatives, penalties = [], [], []
         for t, (name, task) in enumerate(self.schema.tasks.items()):
             drawn = [n for n, f in self.schema.drawn.items() if f.task == name]
-            sides = [self._take(fields, task.query)]
-            sides += [self._take(fields, [feature]) for feature in (task.item[0], *drawn)]
+            features = [task.query, [task.item[0]], *([feature] for feature in drawn)]
             query, *items = (
-                self._encode(side, partial(self.pair.item if n else self.pair.query, name), (t, n))
-                for n, side in enumerate(sides)
+                self._tower(
+                    partial(
+                        self.pair.item if n else self.pair.query, name, self._take(fields, names)
+                    ),
+                    batch,
+                    (t, n),
+                )
+                for n, names in enumerate(features)
             )
-            found = [(query * item).sum(1) for item in items]
+            found = [
+                self._tower(partial(self.pair.score, name, query, item), batch, (t, n))
+                for n, item in enumerate(items)
+            ]
             scores.append(found[0])
             negatives += found[1:]
-            penalties.append(self._penalty(sides))
+            penalties.append(self._penalty(batch, [rows.get(n) for side in features for n in side]))
         return cast(Tensor, _Columns.apply(*scores, *negatives, *penalties))
 
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
@@ -97,20 +134,71 @@ class PairNetwork(nn.Module):
 
     def query(self, task: str, batch: Batch, outputs: list) -> Tensor:
         """The vectors of the batch's queries of a task, `[B, D]`."""
-        fields = self._fields(batch, outputs)
+        fields, _ = self._fields(batch, outputs)
         return self.pair.query(task, self._take(fields, self.schema.tasks[task].query))
 
     def item(self, task: str, batch: Batch, outputs: list) -> Tensor:
         """The vectors of the batch's items of a task, `[B, D]`."""
-        fields = self._fields(batch, outputs)
+        fields, _ = self._fields(batch, outputs)
         return self.pair.item(task, self._take(fields, self.schema.tasks[task].item))
 
-    def _fields(self, batch: Batch, outputs: list) -> dict[str, Tensor]:
-        """The vectors of all features `[B, D]`, dense ones too `[B, 1]`."""
+    @contextmanager
+    def encoded_graph(self, tables: EmbeddingTables, device: torch.device) -> Iterator[None]:
+        """Within it, a graph is encoded once and not for each batch; a collective.
+
+        For evaluations: the weights must not change, and batches need no nodes.
+        """
+        slices = node_slices(self.schema, rank(), world_size())
+        if slices is not None:
+            assert tables.nodes is not None
+            found: Any = tables.nodes(slices.to(device))
+            self._encoded = self._encode(self._all_nodes(found.to_dict()))
+        try:
+            yield
+        finally:
+            self._encoded = None
+
+    def _fields(self, batch: Batch, outputs: list) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """By feature its vectors `[B, D]`, and its rows of tables, for `l2`.
+
+        Dense features are among the first, `[B, 1]`. A feature that names nodes has the vectors of
+        all behaviours side by side; a sample that lacks it has those of node 0, which count
+        nowhere.
+        """
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
-        found = embedded(self.schema, outputs, batch, self.fake_quantisers).pooled
+        found = embedded(self.schema, outputs, batch, self.fake_quantisers)
         dense = zip(self.schema.dense, batch.dense.unsqueeze(2).unbind(1), strict=True)
-        return found | dict(dense)
+        fields, rows = found.pooled | dict(dense), dict(found.pooled)
+        if self.encoder is None:
+            return fields, rows
+        nodes, encoded = None, self._encoded
+        if encoded is None:
+            nodes = self._all_nodes(found.nodes)
+            encoded = self._encode(nodes)
+        first, _ = self.schema.nodes
+        for name in self.schema.placed:
+            ids = batch.ids(name).clamp(min=0)
+            if self.schema.table(name) != self.schema.table(first):
+                ids = ids + self.schema.table_rows[self.schema.table(first)]
+            fields[name] = encoded[ids]
+            if self.l2 and nodes is not None:
+                rows[name] = nodes[ids]
+        return fields, rows
+
+    def _all_nodes(self, slices: Mapping[str, Tensor]) -> Tensor:
+        """This rank's slices of the two tables to all nodes, users first: `[N, D]`."""
+        sizes = [self.schema.table_rows[self.schema.table(name)] for name in self.schema.nodes]
+        shares = [-(-size // world_size()) for size in sizes]
+        own = [slices[n][:share] for n, share in zip(self.schema.nodes, shares, strict=True)]
+        gathered = gather_rows(torch.cat(own))
+        by_rank = gathered.view(world_size(), sum(shares), -1).split(shares, dim=1)
+        parts = zip(by_rank, sizes, strict=True)
+        return torch.cat([part.flatten(0, 1)[:size] for part, size in parts])
+
+    def _encode(self, nodes: Tensor) -> Tensor:
+        """All nodes `[N, D]` to the vectors of all behaviours side by side, `[N, K·D']`."""
+        assert self.encoder is not None and self.graphs
+        return self.encoder(nodes, self.graphs).flatten(1)
 
     def _take(self, fields: dict[str, Tensor], features: list[str]) -> Fields:
         """Some features; dense ones are put together."""
@@ -119,25 +207,22 @@ class PairNetwork(nn.Module):
         vectors = [fields[name] for name in features if name not in self.schema.dense]
         return Fields(vectors, torch.cat([none, *dense], dim=1))
 
-    def _encode(
-        self, fields: Fields, encode: Callable[[Fields], Tensor], place: tuple[int, int]
-    ) -> Tensor:
-        """The vectors of a side, float32 `[B, D]`.
+    def _tower(self, part: Callable[[], Tensor], batch: Batch, place: tuple[int, int]) -> Tensor:
+        """What a part of the pair model makes of the batch, float32.
 
-        `place` tells one use of a tower from others, for its dropout.
+        `place` tells one use of it from others, for its dropout.
         """
-        device = fields.dense.device
-        rows = torch.arange(len(fields.dense), device=device)
+        rows = torch.arange(len(batch.index), device=batch.index.device)
         number = torch.full_like(rows, (place[0] << 16) + place[1])
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
+        autocast = torch.autocast(rows.device.type, torch.bfloat16, enabled=self.bf16)
         with seeing(self.pair, rows, number), autocast:
-            return encode(fields).float()
+            return part().float()
 
-    def _penalty(self, sides: list[Fields]) -> Tensor:
-        """Half the squared length of all vectors of each sample, `[B]`; zeros where not wanted."""
-        total = sides[0].dense.new_zeros(len(sides[0].dense))
+    def _penalty(self, batch: Batch, rows: Sequence[Tensor | None]) -> Tensor:
+        """Half the squared length of each sample's rows, `[B]`; zeros where not wanted."""
+        total = batch.dense.new_zeros(len(batch.index))
         if self.l2:
-            total = sum(((v * v).sum(1) for side in sides for v in side.vectors), total) / 2
+            total = sum(((x * x).sum(1) for x in rows if x is not None), total) / 2
         return total
 
 
@@ -158,10 +243,3 @@ class _Columns(torch.autograd.Function):
         reached = (gradient != 0).any(0).tolist()
         parts = gradient.unbind(1)
         return tuple(part if there else None for part, there in zip(parts, reached, strict=True))
-
-
-def _side(features: list[str], schema: Schema, tables: Mapping[str, TableSpec]) -> Side:
-    sparse = [name for name in features if name in schema.sparse]
-    used = tuple(schema.table(name) for name in sparse)
-    dims = tuple(tables[table].dim for table in used)
-    return Side(used, FieldShapes(dims, len(features) - len(sparse), tuple(sparse)))

@@ -21,11 +21,18 @@ from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quan
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import sample_keys, set_sample_keys
-from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import (
+    GRAPH_ENCODERS,
+    PAIR_MODELS,
+    SCENARIO_MODULES,
+    SEQUENCE_ENCODERS,
+    TASK_HEADS,
+    TRUNKS,
+)
 from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.pairs import PairNetwork
-from deltarec.models.roles import Fields, FieldShapes, PairConfig
+from deltarec.models.roles import Fields, FieldShapes, GraphConfig, PairConfig
 from deltarec.models.single import NoScenario
 
 
@@ -34,7 +41,8 @@ class ModelConfig(Config):
 
     pair: Annotated[PairConfig, OneOf(PAIR_MODELS)] | None = None
     """Scores the query and the item of pairwise tasks."""
-
+    graph: Annotated[GraphConfig, OneOf(GRAPH_ENCODERS)] | None = None
+    """Makes vectors of users and items by what users did, for the pair model."""
     sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
     """Encodes each sequence feature, with those aligned with it; with several, each has an encoder
     of its own."""
@@ -43,14 +51,20 @@ class ModelConfig(Config):
     scenario: Annotated[Config, OneOf(SCENARIO_MODULES)] = NoScenario.Config(name="none")
     """Makes the representation depend on the scenario."""
     heads: Annotated[Config, OneOf(TASK_HEADS)] | None = None
-    """Makes the tasks' logits."""
+    """Makes the tasks' logits; of pairwise tasks, those of the pair model joined."""
 
     @model_validator(mode="after")
     def _whole(self) -> "ModelConfig":
         if self.pair is None and (self.trunk is None or self.heads is None):
             raise ValueError("needs 'trunk' and 'heads', or for pairwise tasks 'pair'")
-        if self.pair is not None and (self.trunk is not None or self.heads is not None):
-            raise ValueError("'pair' is the whole model of pairwise tasks; leave the rest out")
+        joined = self.pair is not None and self.pair.name == "joined"
+        if self.pair is not None and (self.trunk is not None or (self.heads and not joined)):
+            raise ValueError(
+                "'pair' is the whole model of pairwise tasks, with 'graph', and with 'heads' if it "
+                "is joined; leave the rest out"
+            )
+        if self.graph is not None and self.pair is None:
+            raise ValueError("'graph' is for pairwise tasks; give 'pair', or leave it out")
         return self
 
 
@@ -145,7 +159,7 @@ def network_of(
     """The configured one; arguments as in `Network`."""
     if config.pair is None:
         return Network(config, schema, tables, seed, bf16)
-    return PairNetwork(config.pair, schema, tables, seed, bf16)
+    return PairNetwork(config.pair, schema, tables, seed, bf16, config.graph, config.heads)
 
 
 class RankingModel(nn.Module):
@@ -181,10 +195,10 @@ class RankingModel(nn.Module):
                 own,
                 self.losses,
                 balancer.combine,
-                {name: schema.table(name) for name in schema.sparse},
+                {name: schema.table(name) for name in schema.looked_up},
                 by_row=isinstance(network, PairNetwork),
             )
-            balancer.prepare(list(schema.sparse), self.boundary.shared, own)
+            balancer.prepare(schema.looked_up, self.boundary.shared, own)
         elif isinstance(balancer, SampleBalancer):
             assert isinstance(network, Network)
             balancer.prepare(network.scenario.output_dim)

@@ -2,7 +2,7 @@
 """The roles of a ranking model, each an interface; any member of one works with any of the others.
 
     sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
-    pair model, for pairwise tasks
+    graph encoder ─► pair model, for pairwise tasks
 
 A member is a class with a `Config`, in a file of its own, listed in `models/__init__.py`.
 """
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from deltarec.config import Config
 from deltarec.data.schema import Task
 from deltarec.embeddings.collections import JaggedSequence
+from deltarec.layers.graph import Adjacency, Normalisation
 from deltarec.layers.mlp import Adapt
 from deltarec.models.losses import LossTerm, direct_terms
 
@@ -174,6 +175,41 @@ class Side:
     tables: tuple[str, ...]
     """Of its features, the id's first; sides of the same tables are of the same kind."""
     shapes: FieldShapes
+    behaviours: tuple[str, ...] = ()
+    """Of a side that is a node of a graph: what the vectors side by side in its field belong to."""
+
+
+class GraphConfig(Config):
+    """What all graph encoders have."""
+
+    name: str
+    user: str
+    """The id feature of users; the rows of its table are nodes."""
+    behaviours: list[str] = Field(min_length=1)
+    """Id features of items, of one table, whose rows are nodes too. A row of `data.events` that has
+    the user and one of these is an edge of that behaviour's graph."""
+    layers: int = Field(default=2, gt=0)
+    normalise: Normalisation = "left"
+    """Of a graph by its nodes' degrees: of rows, of columns, of both, or not."""
+
+
+class GraphEncoder(Member):
+    """The nodes of a graph to one vector for each behaviour.
+
+    Args:
+        config: the member's options.
+        dim: D, of the nodes.
+        num_behaviours: K.
+    """
+
+    def __init__(self, config: Any, dim: int, num_behaviours: int) -> None:
+        super().__init__()
+        self.layers: int = config.layers
+        self.output_dim = dim
+
+    @abstractmethod
+    def forward(self, nodes: Tensor, graphs: Sequence[Adjacency]) -> Tensor:
+        """Nodes `[N, D]` and K graphs to `[N, K, output_dim]`."""
 
 
 class PairConfig(Config):
@@ -186,16 +222,25 @@ class PairConfig(Config):
 
 
 class PairModel(Member):
-    """A query and an item to one vector each, whose inner product is the score.
+    """A query and an item to one vector each, and those to a score: their inner product.
 
     A table may serve both sides, of one task (users and their friends) or of several.
 
     Args:
         config: the member's options.
         sides: the query's and the item's of each task.
+        make_heads: from the width of their input to the task heads, if some are configured.
     """
 
-    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
+    numbers_per_score: int = 1
+    """That `scores` holds at a time, about."""
+
+    def __init__(
+        self,
+        config: Any,
+        sides: Mapping[str, tuple[Side, Side]],
+        make_heads: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
 
     @abstractmethod
@@ -206,6 +251,36 @@ class PairModel(Member):
     def item(self, task: str, fields: Fields) -> Tensor:
         """The vectors of items, `[n, D]`."""
 
+    def score(self, task: str, query: Tensor, item: Tensor) -> Tensor:
+        """The scores `[n]` of n pairs of vectors."""
+        return (query * item).sum(1)
+
+    def scores(self, task: str, queries: Tensor, items: Tensor) -> Tensor:
+        """The scores `[q, m]` of all pairs of q queries with m items."""
+        return queries @ items.T
+
     def reached(self, task: str) -> list[nn.Parameter]:
         """The parameters that the task's loss depends on."""
         return list(self.parameters())
+
+
+def behaviours_of(part: str, sides: Mapping[str, tuple[Side, Side]]) -> tuple[int, int]:
+    """How many behaviours the sides' vectors are of, and the width of each.
+
+    Raises:
+        ValueError: a side is not a node of the graph and nothing else; `part` needs that.
+    """
+    for task, pair in sides.items():
+        for side in pair:
+            if not side.behaviours or len(side.tables) != 1 or side.shapes.num_dense:
+                raise ValueError(
+                    f"tasks.{task}: model.pair {part} takes the vectors of a graph's nodes alone; "
+                    "set model.graph, and name nothing but its features"
+                )
+    side = next(iter(sides.values()))[0]
+    return len(side.behaviours), side.shapes.width // len(side.behaviours)
+
+
+def merged(vectors: Tensor, num_behaviours: int) -> Tensor:
+    """The sum over the behaviours: `[n, K·D]` to `[n, D]`."""
+    return vectors.view(len(vectors), num_behaviours, -1).sum(1)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pairs of ids that the rows of a dataset hold: edges of graphs, and what a query has done."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from deltarec.data.batch import Position
+from deltarec.data.reader import Reader
+
+
+def read_pairs(
+    reader: Reader, features: Sequence[tuple[str, str]], beat: Callable[[], None] = lambda: None
+) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
+    """By two features of one id, the ids of all rows of the reader's share that have both.
+
+    Args:
+        reader: of the data.
+        features: by two.
+        beat: told of progress.
+
+    Returns:
+        Two int64 tensors of equal length each, rows in their order.
+    """
+    found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {pair: [] for pair in features}
+    none = torch.empty(0, dtype=torch.int64)
+    for batch in reader.read(Position(), epochs=1):
+        ids = {name: batch.ids(name) for name in dict.fromkeys(n for pair in features for n in pair)}
+        for first, second in features:
+            there = (ids[first] >= 0) & (ids[second] >= 0)
+            found[first, second].append((ids[first][there], ids[second][there]))
+        beat()
+    return {
+        pair: (torch.cat([none, *(a for a, _ in parts)]), torch.cat([none, *(b for _, b in parts)]))
+        for pair, parts in found.items()
+    }

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deltarec.layers.graph import Adjacency, Normalisation
+
+USERS = np.array([0, 0, 1, 2, 2, 2, 0])
+ITEMS = np.array([0, 1, 1, 0, 1, 3, 0])  # the first pair is there twice; user 3 and item 2 alone
+SIZES = (4, 4)
+
+
+def dense(users: np.ndarray, items: np.ndarray, sizes: tuple[int, int]) -> Tensor:
+    """[[0, R], [Rᵀ, 0]]."""
+    matrix = torch.zeros(sum(sizes), sum(sizes), dtype=torch.float64)
+    matrix[users, sizes[0] + items] = 1
+    matrix[sizes[0] + items, users] = 1
+    return matrix
+
+
+@pytest.mark.parametrize("normalise", ["left", "right", "symmetric", "none"])
+def test_propagation_and_its_gradient(normalise: Normalisation):
+    matrix = dense(USERS, ITEMS, SIZES)
+    degree = matrix.sum(1)
+    inverse = torch.where(degree > 0, 1 / degree, 0)
+    wanted = {
+        "left": inverse.diag() @ matrix,
+        "right": matrix @ inverse.diag(),
+        "symmetric": inverse.sqrt().diag() @ matrix @ inverse.sqrt().diag(),
+        "none": matrix,
+    }[normalise]
+    graph = Adjacency.of(USERS, ITEMS, SIZES, normalise, torch.device("cpu"))
+    for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-6)):  # edges are fp32
+        x = torch.randn(8, 48, dtype=dtype, requires_grad=True)
+        upstream = torch.randn_like(x)
+        got = graph.propagate(x)
+        torch.testing.assert_close(got, wanted.to(dtype) @ x, rtol=tolerance, atol=tolerance)
+        [gradient] = torch.autograd.grad(got, x, upstream)
+        expected = wanted.to(dtype).T @ upstream
+        torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_no_edges_propagate_nothing():
+    none = np.empty(0, dtype=np.int64)
+    graph = Adjacency.of(none, none, SIZES, "symmetric", torch.device("cpu"))
+    x = torch.full((8, 3), torch.nan)
+    torch.testing.assert_close(graph.propagate(x), torch.zeros(8, 3))
