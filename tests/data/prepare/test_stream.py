@@ -63,13 +63,13 @@ def test_movielens_latest(tmp_path: Path):
     )
     write(tmp_path, "movies", movieId=[10, 70], genres=["Drama|War", "Drama"])
     rows, about = prepared(MovieLensLatest(partitions=4), tmp_path)
-    assert rows["movie"].tolist() == [70, 70, 10, 10]
+    assert rows["item"].tolist() == [70, 70, 10, 10]
     assert rows["like"].tolist() == [1, 1, 0, 0]
     assert [list(genres) for genres in rows["genres"]] == [[0], [0], [0, 1], [0, 1]]
     assert rows["user_row"].tolist() == [0, 1, 1, 0]
-    assert rows["movie_seen"].tolist() == [0, 1, 0, 1]
+    assert rows["item_seen"].tolist() == [0, 1, 0, 1]
     assert rows["user_trained"].tolist() == [0, 0, 0, 1]
-    assert about["table_sizes"] == {"user_row": 2, "movie_row": 2}
+    assert about["table_sizes"] == {"user_row": 2, "item_row": 2}
     assert list(about["partitions"]) == [f"date=1970-01-01/hour={h:02}" for h in (2, 5, 9)]
 
 

@@ -41,7 +41,7 @@ class MovieLensLatest(StreamDataset):
         stars = ratings["stars"].to_numpy()
         return Events(
             ratings["timestamp"].to_numpy().astype(np.int64),
-            {"user": ratings["userId"].to_numpy(), "movie": ratings["movieId"].to_numpy()},
+            {"user": ratings["userId"].to_numpy(), "item": ratings["movieId"].to_numpy()},
             {
                 "genres": lists.take(pa.array(place)),
                 "rating": stars.astype(np.float32),
