@@ -3,10 +3,10 @@
 
     deltarec bench assign
 
-A stream of ids of which a half were never there before; the others are drawn from all that were,
-the latest ones more often (by a power of the age). Timed is all that a rank does with its batches:
-distinct ids, rows, rows of each sample. The map is full after a while, so every new id evicts one
-where the policy evicts. Memory is that of the map, by row.
+A stream of ids of which a half were never there before. The others are drawn from those that came
+last, a quarter as many as there are rows, so that LRU has them all. Timed is all that a rank does
+with its batches: distinct ids, rows, rows of each sample. The map is full after a while, so every
+new id evicts one where the policy evicts. Memory is that of the map, by row.
 """
 
 import argparse
@@ -29,14 +29,14 @@ POLICIES = {
 }
 
 
-def stream(num_ids: int, batch: int) -> list[Tensor]:
-    """Batches of ids, any 64 bits each."""
+def stream(num_ids: int, batch: int, recent: int) -> list[Tensor]:
+    """Batches of ids, any 64 bits each; old ones are among so many recent ones."""
     generator = torch.Generator().manual_seed(0)
     batches, seen = [], 0
     for _ in range(num_ids // batch):
         new = batch // 2 if seen else batch
-        age = torch.rand(batch - new, generator=generator, dtype=torch.float64) ** 2
-        numbers = torch.cat([torch.arange(seen, seen + new), seen - 1 - (age * seen).long()])
+        age = torch.randint(max(min(seen, recent), 1), (batch - new,), generator=generator)
+        numbers = torch.cat([torch.arange(seen, seen + new), seen - 1 - age])
         seen += new
         shuffled = numbers[torch.randperm(batch, generator=generator)]
         batches.append(shuffled * 0x9E3779B97F4A7C1 ^ 0x5DEECE66D)  # apart from each other
@@ -65,12 +65,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="deltarec bench assign", description=__doc__)
     parser.add_argument("--ids", type=int, default=10_000_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--batch", type=int, default=65_536)
+    parser.add_argument("--batch", type=int, default=16_384)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(describe())
-    batches = stream(options.ids, options.batch)
+    batches = stream(options.ids, options.batch, options.rows // 4)
     results = {}
     for name, policy in POLICIES.items():
         results[name] = found = measure(policy, batches, options.rows)

@@ -8,11 +8,12 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cstring>
 #include <limits>
 #include <string_view>
 #include <tuple>
 #include <vector>
+
+#include "scratch.h"
 
 namespace deltarec {
 namespace {
@@ -21,16 +22,19 @@ using at::Tensor;
 
 constexpr int64_t kAhead = 16;  // ids between asking for memory and needing it
 constexpr int64_t kReady = 8;   // rows taken off a heap at a time
+constexpr int64_t kSample = 256;
+constexpr int64_t kHeadEntries = 2;
 
 struct Use {
   int32_t count, score, seen;
 };
 
 // What the heap orders a row by. It may be older than the row's use: touching a row leaves the heap
-// alone, and as no row's score ever falls, an entry that comes up too early is put right then.
+// alone, and as no row's order ever falls, an entry that comes up too early is put right then.
 struct Entry {
   uint64_t order;
   int64_t row;
+  Entry(uint64_t order, int64_t row) : order(order), row(row) {}
   Entry(const Use& use, int64_t row)
       : order((static_cast<uint64_t>(static_cast<uint32_t>(use.score) ^ 0x80000000) << 32) |
               static_cast<uint32_t>(use.seen)),
@@ -67,12 +71,22 @@ T* pointer(const Tensor& tensor, at::ScalarType type) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// One bucket of a map.
+const Entry kFirst{0, -1}, kLast{std::numeric_limits<uint64_t>::max(), 0};  // of all orders
+
+// What stands before the entries of a heap.
+struct HeapHead {
+  int64_t size, unused;
+  Entry limit;
+};
+
+// One bucket of a map. Its heap has the rows whose order is below a limit, so that it is small and
+// stays in a core's cache; when it is empty, a look at all rows raises the limit.
 class Bucket {
  public:
   Bucket(int64_t* keys, Use* uses, uint64_t* slots, Entry* heap, int64_t capacity, int64_t num_slots)
-      : keys_(keys), uses_(uses), slots_(slots), heap_(heap), capacity_(capacity),
-        mask_(static_cast<uint32_t>(num_slots - 1)), size_(capacity - (uses[0].count < 0)) {}
+      : keys_(keys), uses_(uses), slots_(slots), head_(*reinterpret_cast<HeapHead*>(heap)),
+        heap_(heap + kHeadEntries), capacity_(capacity),
+        mask_(static_cast<uint32_t>(num_slots - 1)) {}
 
   void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[home(hash)]); }
 
@@ -119,7 +133,7 @@ class Bucket {
   template <typename MayEvict>
   int64_t obtain(int32_t step, const MayEvict& may_evict) {
     for (;;) {
-      if (num_ready_ == 0) fetch(step, may_evict);
+      if (num_ready_ == 0 && !exhausted_) fetch(step, may_evict);
       if (num_ready_ == 0) return -1;
       const int64_t row = ready_[--num_ready_];
       if (!in_step(uses_[row], step)) return row;  // it may have got its id back meanwhile
@@ -127,21 +141,18 @@ class Bucket {
   }
 
   void settle() {
-    for (const int64_t row : aside_) sift_up(size_++, Entry(uses_[row], row));
+    for (const int64_t row : aside_)
+      if (const Entry entry(uses_[row], row); entry < head_.limit) sift_up(head_.size++, entry);
     aside_.clear();
     num_ready_ = 0;
+    exhausted_ = false;
   }
 
   void build() {
     std::fill(slots_, slots_ + mask_ + 1, 0);
-    size_ = 0;
-    for (int64_t row = 0; row < capacity_; ++row) {
-      const Use& use = uses_[row];
-      if (use.count > 0) insert(mix(keys_[row]), row);
-      if (use.count >= 0) heap_[size_++] = Entry(use, row);
-    }
-    for (int64_t place = size_ / 4; place >= 0; --place)
-      if (place < size_) sift_down(place, heap_[place]);
+    for (int64_t row = 0; row < capacity_; ++row)
+      if (uses_[row].count > 0) insert(mix(keys_[row]), row);
+    head_ = {0, 0, kFirst};
   }
 
   int64_t& key(int64_t row) { return keys_[row]; }
@@ -161,7 +172,8 @@ class Bucket {
   // is needed.
   template <typename MayEvict>
   void fetch(int32_t step, const MayEvict& may_evict) {
-    while (size_ && num_ready_ < kReady) {
+    if (head_.size == 0) refill(step);
+    while (head_.size && num_ready_ < kReady) {
       const int64_t row = heap_[0].row;
       const Use& use = uses_[row];
       const Entry now(use, row);
@@ -169,8 +181,12 @@ class Bucket {
         pop();
         aside_.push_back(row);
       } else if (now.order != heap_[0].order) {
-        sift_down(0, now);
+        if (now < head_.limit)
+          sift_down(0, now);
+        else
+          pop();
       } else if (use.count > 0 && !may_evict(use)) {
+        exhausted_ = num_ready_ == 0;
         break;
       } else {
         pop();
@@ -178,25 +194,55 @@ class Bucket {
         ready_[num_ready_++] = row;
         __builtin_prefetch(&keys_[row], 1);
       }
-      if (size_) __builtin_prefetch(&uses_[heap_[0].row], 1);
+      if (head_.size) __builtin_prefetch(&uses_[heap_[0].row], 1);
+      if (head_.size == 0 && num_ready_ == 0) refill(step);
     }
     std::reverse(ready_.begin(), ready_.begin() + num_ready_);
     for (int64_t i = 0; i < num_ready_; ++i)
       if (uses_[ready_[i]].count > 0) prefetch(mix(keys_[ready_[i]]));
   }
 
+  // Raises the limit above an eighth of the rows that no id of this step has, by a sample of them,
+  // and puts all rows below it into the heap, which is empty. Without such rows there is nothing to
+  // give away in this step.
+  void refill(int32_t step) {
+    aside_.clear();  // rows of this step, all found again here
+    std::vector<Entry> sample;
+    const int64_t stride = std::max<int64_t>(1, capacity_ / kSample);
+    for (int64_t row = 0; row < capacity_; row += stride)
+      if (uses_[row].count >= 0 && !in_step(uses_[row], step)) sample.emplace_back(uses_[row], row);
+    head_.limit = kLast;
+    if (sample.size() >= 16) {
+      std::nth_element(sample.begin(), sample.begin() + sample.size() / 8, sample.end());
+      head_.limit = sample[sample.size() / 8];
+    }
+    bool any = false;
+    for (int64_t row = 0; row < capacity_; ++row) {
+      const Entry entry(uses_[row], row);
+      if (uses_[row].count < 0 || !(entry < head_.limit)) continue;
+      any = any || !in_step(uses_[row], step);
+      heap_[head_.size++] = entry;
+    }
+    for (int64_t place = head_.size / 4; place >= 0; --place)
+      if (place < head_.size) sift_down(place, heap_[place]);
+    if (!any) {
+      head_ = {0, 0, kFirst};
+      exhausted_ = true;
+    }
+  }
+
   void pop() {
-    if (--size_) sift_down(0, heap_[size_]);
+    if (--head_.size) sift_down(0, heap_[head_.size]);
   }
 
   void sift_down(int64_t place, Entry entry) {
-    for (int64_t child; (child = 4 * place + 1) < size_; place = child) {
-      if (child + 4 <= size_) {
+    for (int64_t child; (child = 4 * place + 1) < head_.size; place = child) {
+      if (child + 4 <= head_.size) {
         const int64_t left = child + (heap_[child + 1] < heap_[child]);
         const int64_t right = child + 2 + (heap_[child + 3] < heap_[child + 2]);
         child = heap_[right] < heap_[left] ? right : left;
       } else {
-        for (int64_t other = child + 1; other < size_; ++other)
+        for (int64_t other = child + 1; other < head_.size; ++other)
           if (heap_[other] < heap_[child]) child = other;
       }
       if (!(heap_[child] < entry)) break;
@@ -216,13 +262,14 @@ class Bucket {
   int64_t* keys_;
   Use* uses_;
   uint64_t* slots_;
+  HeapHead& head_;
   Entry* heap_;
   int64_t capacity_;
   uint32_t mask_;
-  int64_t size_;
   std::vector<int64_t> aside_;  // rows that are not in the heap
   std::array<int64_t, kReady> ready_;  // of these, those to give away, the last one first
   int64_t num_ready_ = 0;
+  bool exhausted_ = false;  // whether this step can have no more rows
 };
 
 // The buckets of a map [keys, uses, index, heap] that are here.
@@ -235,13 +282,13 @@ std::vector<Bucket> buckets_of(at::TensorList map, int64_t count) {
   std::vector<Bucket> buckets;
   if (!capacity) return buckets;
   TORCH_CHECK(map[0].numel() == capacity * count && map[1].numel() == 3 * map[0].numel() &&
-                  map[3].numel() == 2 * map[0].numel() && std::has_single_bit(
+                  map[3].numel() == 2 * (map[0].numel() + kHeadEntries * count) && std::has_single_bit(
                       static_cast<uint64_t>(num_slots)) && num_slots > capacity,
               "map: wrong sizes");
   buckets.reserve(count);
   for (int64_t b = 0; b < count; ++b)
     buckets.emplace_back(keys + b * capacity, uses + b * capacity, slots + b * num_slots,
-                         heap + b * capacity, capacity, num_slots);
+                         heap + b * (capacity + kHeadEntries), capacity, num_slots);
   return buckets;
 }
 
@@ -252,36 +299,36 @@ struct Missing {
 };
 
 // By hash, stable: hashes are uniform, so a first cut by their top bits leaves little to do.
-void sort(std::vector<Missing>& items) {
-  const int bits = std::max(1, static_cast<int>(std::bit_width(items.size())) - 2);
-  std::vector<int64_t> starts((int64_t{1} << bits) + 1, 0);
-  for (const Missing& item : items) ++starts[(item.hash >> (64 - bits)) + 1];
+Missing* sorted_by_hash(const Missing* items, int64_t count) {
+  const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<uint64_t>(count))) - 2);
+  std::vector<int32_t> starts((int64_t{1} << bits) + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++starts[(items[i].hash >> (64 - bits)) + 1];
   for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
-  std::vector<Missing> sorted(items.size());
-  for (const Missing& item : items) sorted[starts[item.hash >> (64 - bits)]++] = item;
-  for (size_t i = 1; i < sorted.size(); ++i) {
+  Missing* sorted = scratch<Slot::kSorted, Missing>(count);
+  for (int64_t i = 0; i < count; ++i) sorted[starts[items[i].hash >> (64 - bits)]++] = items[i];
+  for (int64_t i = 1; i < count; ++i) {
     const Missing item = sorted[i];
-    size_t place = i;
+    int64_t place = i;
     for (; place && item.hash < sorted[place - 1].hash; --place) sorted[place] = sorted[place - 1];
     sorted[place] = item;
   }
-  items.swap(sorted);
+  return sorted;
 }
 
 // Rows as they were before this call changed them: [entries, 5] of row, key and use.
 class Log {
  public:
+  explicit Log(int64_t most)
+      : entries_(at::empty({most, 5}, at::kLong)), next_(entries_.data_ptr<int64_t>()) {}
   void add(int64_t row, int64_t key, const Use& use) {
-    entries_.push_back({row, key, use.count, use.score, use.seen});
+    for (const int64_t value : {row, key, int64_t{use.count}, int64_t{use.score}, int64_t{use.seen}})
+      *next_++ = value;
   }
-  Tensor tensor() const {
-    Tensor entries = at::empty({static_cast<int64_t>(entries_.size()), 5}, at::kLong);
-    if (!entries_.empty()) std::memcpy(entries.data_ptr(), entries_.data(), entries.nbytes());
-    return entries;
-  }
+  Tensor tensor() const { return entries_.narrow(0, 0, (next_ - entries_.data_ptr<int64_t>()) / 5); }
 
  private:
-  std::vector<std::array<int64_t, 5>> entries_;
+  Tensor entries_;
+  int64_t* next_;
 };
 
 struct Summary {  // a row of `buckets`
@@ -333,12 +380,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
   };
 
   // First the ids that have rows: what this does to them does not depend on the order.
-  Log log, candidate_log;
-  std::vector<int64_t> fresh;
-  std::vector<Missing> missing;
+  Log log(count), candidate_log(admit_after > 1 ? count : 0);  // an id changes one row of each
+  Tensor fresh = at::empty({count}, at::kLong);
+  int64_t num_fresh = 0, num_missing = 0;
+  Missing* unsorted = scratch<Slot::kMissing, Missing>(count);
   TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), count, " ids are too many for a step");
-  std::vector<uint64_t> hashes(count);
-  std::transform(ids, ids + count, hashes.begin(), mix);
+  uint64_t* hashes = scratch<Slot::kHashes, uint64_t>(count);
+  std::transform(ids, ids + count, hashes, mix);
   const auto bucket = [&](uint64_t hash) {
     return bucket_of(hash, num_buckets) - first_bucket;
   };
@@ -354,7 +402,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
     if (i < 0) continue;
     const int64_t b = bucket(hashes[i]), row = main[b].find(hashes[i], ids[i]);
     if (row < 0 || expired(main[b].use(row))) {
-      missing.push_back({hashes[i], static_cast<int32_t>(i), clamped(counts[i])});
+      unsorted[num_missing++] = {hashes[i], static_cast<int32_t>(i), clamped(counts[i])};
       continue;
     }
     Use& use = main[b].use(row);
@@ -366,18 +414,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
   }
 
   // Then the others, by hash, which puts them in order of buckets too.
-  sort(missing);
+  const Missing* missing = sorted_by_hash(unsorted, num_missing);
   const auto always = [](const Use&) { return true; };
-  for (size_t first = 0, last; first < missing.size(); first = last) {
-    if (const size_t ahead = first + kAhead / 2; ahead < missing.size()) {
-      const uint64_t later = missing[ahead].hash;
+  for (int64_t first = 0, last; first < num_missing; first = last) {
+    if (const int64_t ahead = first + kAhead / 2; ahead < num_missing) {
+      const uint64_t later = missing[ahead].hash, sooner = missing[first + kAhead / 4].hash;
       main[bucket(later)].prefetch(later);
+      if (admit_after > 1) {
+        candidates[bucket(later)].prefetch(later);
+        candidates[bucket(sooner)].prefetch_row(sooner);
+      }
     }
     const uint64_t hash = missing[first].hash;
     const int64_t id = unmix(hash);
     const int64_t b = bucket(hash);
     int64_t sightings = 0;
-    for (last = first; last < missing.size() && missing[last].hash == hash; ++last)
+    for (last = first; last < num_missing && missing[last].hash == hash; ++last)
       sightings += missing[last].count;
 
     int64_t candidate = -1;
@@ -409,7 +461,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
       main[b].use(row) = {clamped(sightings), score(summaries[b].floor, sightings),
                           static_cast<int32_t>(step)};
       ++summaries[b].promoted;
-      fresh.push_back(b * capacity + row);
+      fresh.data_ptr<int64_t>()[num_fresh++] = b * capacity + row;
       if (candidate >= 0) {  // its place is free, and is given away when its turn comes
         Use& use = candidates[b].use(candidate);
         candidate_log.add(b * candidate_capacity + candidate, id, use);
@@ -434,14 +486,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> assign(
         candidates[b].use(candidate) = {clamped(sightings), static_cast<int32_t>(step),
                                         static_cast<int32_t>(step)};
     }
-    for (size_t i = first; i < last; ++i)
+    for (int64_t i = first; i < last; ++i)
       rows[missing[i].position] = row < 0 ? -1 : b * capacity + row;
-    if (last == missing.size() || bucket(missing[last].hash) != b) {
+    if (last == num_missing || bucket(missing[last].hash) != b) {
       main[b].settle();
       if (admit_after > 1) candidates[b].settle();
     }
   }
-  return {found, at::tensor(fresh, at::kLong), log.tensor(), candidate_log.tensor()};
+  return {found, fresh.narrow(0, 0, num_fresh), log.tensor(), candidate_log.tensor()};
 }
 
 Tensor find_assigned(at::TensorList map, const Tensor& summaries, int64_t first_bucket,

@@ -26,7 +26,17 @@ inline void advise_huge_pages(void* memory, size_t bytes) {
 #endif
 }
 
-enum class Slot { kItems, kOtherItems, kGradient, kBagPlaces, kPlaces, kWeights };
+enum class Slot {
+  kItems,
+  kOtherItems,
+  kGradient,
+  kBagPlaces,
+  kPlaces,
+  kWeights,
+  kHashes,
+  kMissing,
+  kSorted
+};
 
 // Room for `count` numbers, of any values, until the same thread asks for the slot again.
 template <Slot, typename T>

@@ -204,7 +204,8 @@ def _derived(buckets: int, capacity: int) -> tuple[Tensor, Tensor]:
     """Index and heap of the C++ operators; the index gets a quarter to half full."""
     rows = buckets * capacity if COMPILED else 0
     slots = 2 ** (2 * capacity - 1).bit_length() if rows else 0
-    return buffer((buckets * slots,), torch.int64), buffer((rows, 2), torch.int64)
+    entries = rows + 2 * buckets if rows else 0
+    return buffer((buckets * slots,), torch.int64), buffer((entries, 2), torch.int64)
 
 
 def _exchange(keys: Tensor, uses: Tensor, log: Tensor) -> Tensor:
