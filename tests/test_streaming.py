@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from deltarec.comparison import Key, flatten
 from deltarec.data.partitions import Partition, StreamConfig, following, partitions
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
 from deltarec.streaming import StreamTrainer
+from deltarec.sweep import _decides
 from tests.conftest import run_ranks
 from tests.end_to_end.ranks import assert_same_end, logged
 from tests.stream_job import ROWS, stream_job, write_stream
@@ -53,6 +55,13 @@ def test_each_partition_is_scored_before_it_is_trained_on(data: Path, whole: Pat
     [ended] = run_ranks(1, fit, data / "cut", cut)
     assert ended["test"]["click"] == found["partitions"][2]["click"]
     assert ended["test"]["click"]["all"] != found["partitions"][1]["click"]["all"]
+
+
+def test_streams_are_compared_by_their_totals(data: Path, whole: Path):
+    split, key = _decides([stream_job(data)], None)
+    assert (split, key) == ("stream", Key("click", "all", "auc"))
+    found = result(whole)
+    assert flatten(found, split)[key] == found["stream"]["click"]["all"]["auc"]
 
 
 def test_resumes_in_the_middle_of_a_partition(data: Path, whole: Path):
