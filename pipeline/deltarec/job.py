@@ -276,10 +276,11 @@ class Job(Config):
                 )
 
     def _check_assignment(self, schema: Schema) -> None:
-        if self.model.pair is not None and schema.raw_tables:
+        wants_rows = self.model.pair is not None or self.model.graph is not None
+        if wants_rows and schema.raw_tables:
             raise ValueError(
                 f"embedding.tables.{min(schema.raw_tables)}.assignment: the ids of pairwise tasks "
-                "are rows, among which negatives are drawn; leave it out"
+                "and graphs are rows, among which negatives are drawn; leave it out"
             )
 
     def _check_lists(self, schema: Schema) -> None:

@@ -19,6 +19,7 @@ from deltarec.embeddings.quantised_collections import lookup_modules
 from deltarec.embeddings.quantised_kernel import QuantisedKernel
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
+from deltarec.streaming import StreamTrainer
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
@@ -26,6 +27,7 @@ from tests.embeddings.quantised_job import whole_state
 from tests.end_to_end.ranks import logged, stored
 from tests.pair_job import pair_job
 from tests.small_job import small_job, write_small_data
+from tests.stream_job import write_stream
 
 HASH = [{"name": "hash", "buckets": 2**62}]
 TABLES = {
@@ -134,6 +136,29 @@ def test_batches_ahead_change_nothing(data: Path, one_process: torch.device):
         ends.append((logged(data / pipeline), stored(data / pipeline)))
     assert ends[0][0] == ends[1][0]
     assert_equal(ends[0][1], ends[1][1])
+
+
+def test_a_stream_scores_by_the_ids_that_partitions_before_have_left(
+    data: Path, one_process: torch.device
+):
+    """A job that ends in the middle of a partition and goes on is the whole one."""
+    write_stream(data / "stream", 4)
+    options = {"train__max_steps": 12, "data__source": str(data / "stream"), "data__valid": []}
+    options |= {"data__train": ["date=*"], "data__slices": {"seen": [1, 3]}}
+    stream = {"stream": {"warmup": 1}}
+    whole, cut = (
+        streaming_job(data, **(options | stream | changed))
+        for changed in ({}, {"train__max_steps": 7})
+    )
+    StreamTrainer(whole, RunFolder(data / "whole"), one_process).fit()
+    StreamTrainer(cut, RunFolder(data / "again"), one_process).fit()
+    StreamTrainer(whole, RunFolder(data / "again"), one_process).fit()
+    assert_equal(stored(data / "again"), stored(data / "whole"))
+    scored = [
+        [r for r in logged(data / n) if r["split"] == "partition"] for n in ("whole", "again")
+    ]
+    assert scored[0] == scored[1]
+    assert [*dict.fromkeys(r["step"] for r in scored[0])] == [3, 6, 9]
 
 
 def test_evaluation_assigns_nothing(data: Path, one_process: torch.device):
