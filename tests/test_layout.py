@@ -20,6 +20,7 @@ from deltarec.models import (
     SCENARIO_MODULES,
     SEQUENCE_ENCODERS,
     TASK_HEADS,
+    TEXT_ADAPTORS,
     TRUNKS,
 )
 from tests.conftest import ROOT
@@ -60,7 +61,7 @@ def test_the_readme_names_every_member():
     text = (ROOT / "README.md").read_text()
     rows = text[text.index("## The pieces") : text.index("## The tree")]
     registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, PAIR_MODELS)
-    registries += (GRAPH_ENCODERS, BALANCERS, DATA_TYPES, ASSIGNMENTS)
+    registries += (TEXT_ADAPTORS, GRAPH_ENCODERS, BALANCERS, DATA_TYPES, ASSIGNMENTS)
     members = {name for registry in registries for name in registry}
     assert set(re.findall(r"`(\w+)`", rows)) == members
 

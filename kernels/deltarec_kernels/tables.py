@@ -212,6 +212,21 @@ class Tables:
         codes = rounding.quantise(weights, step, self.bits, uniform)
         self.codes_of(table)[rows] = pack(codes, self.bits)
 
+    def fit(self, table: int, rows: Tensor, weights: Tensor) -> None:
+        """Quantise fp32 rows to the nearest codes, by the smallest steps that hold their values.
+
+        Args:
+            table: which.
+            rows: int64 `[n]`, where they go.
+            weights: float32 `[n, dim]`.
+        """
+        block = self.layouts[table].block
+        largest = weights.view(len(weights), -1, block).abs().amax(2)
+        step = (largest / (2 ** (self.bits - 1) - 1)).clamp(min=torch.finfo(torch.float32).tiny)
+        self.step_of(table)[rows] = step
+        codes = rounding.quantise(weights, step.repeat_interleave(block, 1), self.bits, None)
+        self.codes_of(table)[rows] = pack(codes, self.bits)
+
 
 def _lay_out(shards: Sequence[TableShard], bits: int) -> list[Layout]:
     layouts = []

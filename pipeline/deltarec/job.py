@@ -35,6 +35,7 @@ from deltarec.data.schema import (
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS, RANKING_METRICS
 from deltarec.metrics.metric import Kind
+from deltarec.models import TEXT_ADAPTORS
 from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
 from deltarec.models.roles import GraphConfig
@@ -195,6 +196,7 @@ class Job(Config):
             slices=self.data.slices,
             row_tables=self._row_tables(),
             raw_tables={n for n, t in self.embedding.resolved().items() if t.assignment},
+            frozen_tables={name for name, table in self.embedding.tables.items() if table.frozen},
         )
 
     def _node_tables(self) -> list[str]:
@@ -257,6 +259,7 @@ class Job(Config):
         self._check_assignment(schema)
         self._check_lists(schema)
         self._check_sequences(schema)
+        self._check_text(schema)
         self._check_tasks()
         self._check_early_stopping()
         self._check_scenario()
@@ -326,6 +329,32 @@ class Job(Config):
                 raise ValueError(
                     f"features.{name}.target: '{sequence.target}' must use the same table, "
                     f"'{schema.table(name)}'"
+                )
+
+    def _check_text(self, schema: Schema) -> None:
+        nodes = [table for table in self._node_tables() if table in schema.frozen_tables]
+        if nodes:
+            raise ValueError(
+                f"embedding.tables.{nodes[0]}.frozen: a graph's nodes are trained; leave it out, "
+                "or give users and items tables of their own"
+            )
+        if self.model.text is None:
+            return
+        kind = TEXT_ADAPTORS[self.model.text.name]  # pyright: ignore
+        if not schema.frozen_tables:
+            raise ValueError("model.text: is for frozen tables; give one embedding.tables.…frozen")
+        if not kind.reads_codes:
+            return
+        for name, table in self.embedding.resolved().items():
+            if table.frozen is not None and table.precision != "fp32":
+                raise ValueError(
+                    f"embedding.tables.{name}.precision: {table.precision} rounds the codes that "
+                    "model.text reads; take fp32"
+                )
+        for name in schema.frozen:
+            if isinstance(schema.sparse[name], IdListFeature):
+                raise ValueError(
+                    f"features.{name}.kind: a list of codes cannot be pooled; make it a sequence"
                 )
 
     def _check_aligned(

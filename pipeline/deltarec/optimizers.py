@@ -21,6 +21,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from deltarec.config import Config, OneOf
+from deltarec.embeddings.collections import FROZEN
 from deltarec.embeddings.quantised_collections import lookup_modules
 from deltarec.embeddings.quantised_kernel import QuantisedKernel
 
@@ -162,7 +163,8 @@ class StepOptimizer:
         dense = {
             name: parameter
             for name, parameter in in_backward_optimizer_filter(model.named_parameters())
-            if parameter.numel()  # a table that lies wholly on other ranks is an empty parameter
+            # a table that lies wholly on other ranks is an empty parameter
+            if parameter.numel() and not name.startswith(FROZEN)
         }
         fused = model.fused_optimizer
         self._fbgemm = [

@@ -39,6 +39,7 @@ from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.fresh_rows import FreshRows
+from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
 from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
@@ -51,6 +52,7 @@ from deltarec.models.cascade import with_joint_tasks
 from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import RankingModel, network_of, predictions
 from deltarec.models.roles import GraphConfig
+from deltarec.models.semantic_ids import SemanticIds
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
 from deltarec.retrieval import Retrieval, known_pairs, own_pairs
@@ -621,10 +623,24 @@ def check(job: Job) -> None:
     with torch.device("meta"):
         network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
         balancer_of(job.balance, list(job.tasks), seed=0)
+    for name, table in job.embedding.resolved().items():
+        if table.frozen is not None:
+            check_files(name, table.frozen, table.dim)
+            if isinstance(job.model.text, SemanticIds.Config):
+                _check_codes(name, table.frozen, job.model.text.size)
     for split in ("train", "valid", "test"):
         if getattr(job.data, split) and not (job.stream and split == "train"):
             for file in job.data.files(split):
                 job.data_schema.check(file.schema, file.path)
+
+
+def _check_codes(name: str, frozen: FrozenConfig, size: int) -> None:
+    largest = largest_value(frozen)
+    if largest is not None and largest > size:
+        raise ValueError(
+            f"model.text.size: {size}, but codes of embedding.tables.{name} go up to {largest}; "
+            "take codes.size of text encode"
+        )
 
 
 def report(result: dict[str, Any]) -> str:

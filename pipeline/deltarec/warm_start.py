@@ -107,7 +107,7 @@ def _known_as(key: str) -> str:
     """The name that a user knows: without its section, a table without its collection."""
     section, _, name = key.partition(".")
     table = re.fullmatch(
-        r"tables\.(?:pooled|weighted|unpooled\.\d+)\.\w+\.([^.]+)\.(weight|codes|step)"
+        r"tables\.(?:frozen_)?(?:pooled|weighted|unpooled\.\d+)\.\w+\.([^.]+)\.(weight|codes|step)"
         r"(?:(?:\.\1)?\.(.+))?",
         name,
     )

@@ -23,7 +23,14 @@ from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.second_pass import SecondPass
 from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
-from deltarec.models import PAIR_MODELS, SCENARIO_MODULES, SEQUENCE_ENCODERS, TASK_HEADS, TRUNKS
+from deltarec.models import (
+    PAIR_MODELS,
+    SCENARIO_MODULES,
+    SEQUENCE_ENCODERS,
+    TASK_HEADS,
+    TEXT_ADAPTORS,
+    TRUNKS,
+)
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
 from deltarec.optimizers import DENSE_OPTIMIZERS, SCHEDULES
 from deltarec.trainer import build_model
@@ -247,6 +254,7 @@ def test_padding_and_the_rest_of_the_batch_change_no_sample(data: Data):
 
 
 REGISTRIES: dict[str, tuple[Mapping[str, type[Any]], str]] = {
+    "text adaptors": (TEXT_ADAPTORS, "name"),
     "sequence encoders": (SEQUENCE_ENCODERS, "name"),
     "trunks": (TRUNKS, "name"),
     "scenario modules": (SCENARIO_MODULES, "name"),

@@ -11,7 +11,7 @@ as it is.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property, partial
 from typing import Any
 
@@ -168,6 +168,7 @@ class GradientBoundary(nn.Module):
         tables: of the features, by name; for methods that look at rows.
         by_row: whether inner products of the tasks' gradients are those of the tables' rows. Tasks
             that live on different samples have no vector in common, only rows.
+        frozen: features whose vectors have no gradient.
     """
 
     def __init__(
@@ -178,9 +179,11 @@ class GradientBoundary(nn.Module):
         combine: Callable[[TaskGradients], None],
         tables: Mapping[str, str] | None = None,
         by_row: bool = False,
+        frozen: Set[str] = frozenset(),
     ) -> None:
         super().__init__()
         self._by_row = by_row
+        self._frozen = frozen
         names = sorted(set((tables or {}).values()))
         self._tables = {feature: names.index(table) for feature, table in (tables or {}).items()}
         # In tuples, so that they are not registered here a second time.
@@ -201,7 +204,7 @@ class GradientBoundary(nn.Module):
         are the combined ones.
         """
         network, losses, combine = self._parts
-        cut, pairs, places = _cut(outputs, batch, self._tables)
+        cut, pairs, places = _cut(outputs, batch, self._tables, self._frozen)
         columns = network(batch, cut)
         by_task = losses(columns, batch)
         leaves = [leaf for _, leaf in pairs]
@@ -261,7 +264,7 @@ class _Vectors(dict[str, Tensor]):
 
 
 def _cut(
-    outputs: Sequence[Any], batch: Batch, tables: Mapping[str, int]
+    outputs: Sequence[Any], batch: Batch, tables: Mapping[str, int], frozen: Set[str]
 ) -> tuple[list[Any], list[tuple[Tensor, Tensor]], list[Place]]:
     """The tables' outputs with leaves for their values; all values with leaves; their places."""
     pairs: list[tuple[Tensor, Tensor]] = []
@@ -279,7 +282,10 @@ def _cut(
     cut: list[Any] = []
     for output in outputs:
         found = output.wait() if isinstance(output, Awaitable) else output
-        if isinstance(found, KeyedTensor):
+        names = found.keys()
+        if frozen and next(iter(names)) in frozen:  # a collection is frozen as a whole
+            cut.append(found)
+        elif isinstance(found, KeyedTensor):
             vectors = found.to_dict().items()
             cut.append(_Vectors({n: leaf(x, {n: x.shape[1]}) for n, x in vectors}))
         else:

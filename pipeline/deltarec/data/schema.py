@@ -212,6 +212,8 @@ class Schema:
     """Tables whose rows the model wants one by one, also those of id lists."""
     raw_tables: Set[str] = frozenset()
     """Tables whose ids are any 64-bit integers, which get rows later."""
+    frozen_tables: Set[str] = frozenset()
+    """Tables that are not trained."""
 
     def column(self, feature: str) -> str:
         return self.features[feature].column or feature
@@ -309,6 +311,16 @@ class Schema:
     def pooled(self) -> list[str]:
         """Features pooled by TorchRec without weights."""
         return [n for n in self._pooled_by_torchrec if n not in self.weighted]
+
+    @cached_property
+    def trained(self) -> list[str]:
+        """Features with vectors from tables that are trained."""
+        return [name for name in self.looked_up if self.table(name) not in self.frozen_tables]
+
+    @cached_property
+    def frozen(self) -> list[str]:
+        """Features with vectors from tables that are not."""
+        return [name for name in self.looked_up if self.table(name) in self.frozen_tables]
 
     @property
     def _pooled_by_torchrec(self) -> list[str]:

@@ -45,12 +45,14 @@ def code_statistics(
     collections: Iterable[QuantisedTables], tables: Mapping[str, TableSpec]
 ) -> dict[str, CodeStatistics]:
     """Statistics of the quantised among the tables; a collective, equal on every rank."""
-    names = [name for name, table in tables.items() if table.quantisation is not None]
+    names = [n for n, table in tables.items() if table.quantisation and not table.frozen]
     # Sum and number of steps, number of saturated and of all codes; then the largest and the
     # negative of the smallest step.
     sums = torch.zeros(len(names), 4, dtype=torch.float64)
     extremes = torch.full((len(names), 2), -torch.inf, dtype=torch.float64)
     for collection in collections:
+        if collection.frozen:
+            continue
         for kernel in collection.kernels():
             for name, index, _ in kernel.shards():
                 step, saturated = _sampled(kernel, index)

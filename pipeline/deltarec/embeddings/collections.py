@@ -3,7 +3,8 @@
 
 Tables whose single rows are wanted (by a sequence, by LSQ) live in EmbeddingCollections (one for
 each dimension: a collection has only one) and other features of those tables are pooled here; all
-other tables live in at most two EmbeddingBagCollections, one without and one with weights.
+other tables live in at most two EmbeddingBagCollections, one without and one with weights. Frozen
+tables have collections of their own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,9 @@ from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.jagged import jagged_sum
 from deltarec.layers.lsq import LSQ
+
+FROZEN = "tables.frozen_"
+"""How the names of frozen tables begin in a model."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,13 @@ class EmbeddingTables(nn.Module):
     def __init__(self, schema: Schema, tables: Mapping[str, TableSpec]) -> None:
         super().__init__()
         self.schema = schema
-        self.pooled = _bag_collection(schema, tables, schema.pooled, weighted=False)
-        self.weighted = _bag_collection(schema, tables, schema.weighted, weighted=True)
-        by_dim: dict[int, list[str]] = {}
-        for name in schema.unpooled:
-            by_dim.setdefault(tables[schema.table(name)].dim, []).append(name)
-        self.unpooled = nn.ModuleList(
-            _collection(schema, tables, names) for _, names in sorted(by_dim.items())
-        )
+        pooled, weighted, frozen_pooled, frozen_weighted = _bags(schema)
+        self.pooled = _bag_collection(schema, tables, pooled, weighted=False)
+        self.weighted = _bag_collection(schema, tables, weighted, weighted=True)
+        self.frozen_pooled = _bag_collection(schema, tables, frozen_pooled, weighted=False)
+        self.frozen_weighted = _bag_collection(schema, tables, frozen_weighted, weighted=True)
+        self.unpooled = _collections(schema, tables, frozen=False)
+        self.frozen_unpooled = _collections(schema, tables, frozen=True)
         self.nodes = _bag_collection(schema, tables, schema.nodes, weighted=False)
 
     def forward(self, batch: Batch) -> list:
@@ -83,11 +86,22 @@ class EmbeddingTables(nn.Module):
             outputs.append(self.pooled(batch.pooled))
         if self.weighted is not None:
             outputs.append(self.weighted(batch.weighted))
+        if self.frozen_pooled is not None:
+            outputs.append(self.frozen_pooled(batch.pooled))
+        if self.frozen_weighted is not None:
+            outputs.append(self.frozen_weighted(batch.weighted))
         for collection in self.unpooled:
+            outputs.append(collection(batch.unpooled))
+        for collection in self.frozen_unpooled:
             outputs.append(collection(batch.unpooled))
         if self.nodes is not None and batch.nodes is not None:
             outputs.append(self.nodes(batch.nodes))
         return outputs
+
+    def frozen(self) -> list[nn.Module]:
+        """The collections of frozen tables."""
+        bags = [self.frozen_pooled, self.frozen_weighted]
+        return [bag for bag in bags if bag is not None] + list(self.frozen_unpooled)
 
 
 def embedded(
@@ -103,13 +117,17 @@ def embedded(
     inner = batch.inner.to_dict() if batch.inner is not None else {}
     outputs = list(outputs)
     nodes = outputs.pop().to_dict() if batch.nodes is not None else {}
-    for names in (schema.pooled, schema.weighted):
+    for names in _bags(schema):
         if names:
-            vectors.update(outputs.pop(0).to_dict())
+            found = outputs.pop(0).to_dict()
+            frozen = schema.table(names[0]) in schema.frozen_tables
+            vectors.update({n: v.detach() for n, v in found.items()} if frozen else found)
     for collection in outputs:
         for name, jagged in collection.items():
             feature, table = schema.sparse[name], schema.table(name)
             rows = jagged.values()
+            if table in schema.frozen_tables:
+                rows = rows.detach()
             if seen is not None and table in seen:
                 rows = seen[table](rows)
             if isinstance(feature, SequenceFeature):
@@ -140,6 +158,25 @@ def pool(values: Tensor, lengths: Tensor, pooling: str) -> Tensor:
     """Sum or mean over each list: `[sum of lengths, D]` to `[B, D]`; an empty list gives zeros."""
     sums = jagged_sum(values, lengths)
     return sums if pooling == "sum" else sums / lengths.clamp(min=1).unsqueeze(1)
+
+
+def _bags(schema: Schema) -> list[list[str]]:
+    """Features of each EmbeddingBagCollection: pooled, weighted; the same of frozen tables."""
+    kinds = (schema.pooled, schema.weighted)
+    return [
+        [name for name in names if (schema.table(name) in schema.frozen_tables) == frozen]
+        for frozen in (False, True)
+        for names in kinds
+    ]
+
+
+def _collections(schema: Schema, tables: Mapping[str, TableSpec], frozen: bool) -> nn.ModuleList:
+    """One EmbeddingCollection for each dimension, of frozen tables or of the others."""
+    by_dim: dict[int, list[str]] = {}
+    for name in schema.unpooled:
+        if (schema.table(name) in schema.frozen_tables) == frozen:
+            by_dim.setdefault(tables[schema.table(name)].dim, []).append(name)
+    return nn.ModuleList(_collection(schema, tables, names) for _, names in sorted(by_dim.items()))
 
 
 def _features_by_table(schema: Schema, names: Iterable[str]) -> dict[str, list[str]]:

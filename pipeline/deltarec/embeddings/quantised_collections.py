@@ -126,12 +126,14 @@ class QuantisedTables(nn.Module):
 
     Attributes:
         keeps_input: whether to remember a batch's distributed ids for `look_up_again`.
+        frozen: whether the tables are not trained: look-ups then keep no graph.
     """
 
     TABLES: ClassVar[str]
     _lookups: list[nn.Module]
     module_sharding_plan: Any
     keeps_input: bool = False
+    frozen: bool = False
     _input: tuple[Any, Any] | None = None
 
     def kernels(self) -> Iterator[QuantisedKernel]:
@@ -142,6 +144,8 @@ class QuantisedTables(nn.Module):
 
     def anchors(self) -> list[Tensor]:
         """The leaves that a second backward must reach, on every rank."""
+        if self.frozen:
+            return []
         return [
             a for lookup in self._lookups if isinstance(lookup, _Lookup) for a in lookup.anchors()
         ]
@@ -150,7 +154,8 @@ class QuantisedTables(nn.Module):
         """Look-ups and the exchange of their vectors, as in TorchRec."""
         if self.keeps_input and torch.is_grad_enabled():
             self._input = ctx, input
-        return super().compute_and_output_dist(ctx, input)  # pyright: ignore
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return super().compute_and_output_dist(ctx, input)  # pyright: ignore
 
     def look_up_again(self) -> Any:
         """The output for the last batch's ids, by the tables as they are now.
@@ -165,9 +170,10 @@ class QuantisedTables(nn.Module):
             lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
             for lookup in lookups
         ]
-        self._set_second_pass(True)
+        self._set_second_pass(not self.frozen)
         try:
-            return super().compute_and_output_dist(ctx, input)  # pyright: ignore
+            with torch.set_grad_enabled(not self.frozen):
+                return super().compute_and_output_dist(ctx, input)  # pyright: ignore
         finally:
             self._set_second_pass(False)
             self._lookups = lookups

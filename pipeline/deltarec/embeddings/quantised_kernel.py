@@ -23,6 +23,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.optim.fused import FusedOptimizer, FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from deltarec.embeddings.frozen import read_rows
 from deltarec.embeddings.initialise import initial_rows
 from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels import (
@@ -203,13 +204,29 @@ class QuantisedKernel(BaseEmbedding, FusedOptimizerModule):
         for name, index, metadata in self.shards():
             spec = specs[name]
             assert spec.quantisation is not None
-            self.tables.step_of(index).fill_(spec.quantisation.initial_step)
             (row, column), (rows, columns) = metadata.shard_offsets, metadata.shard_sizes
+            if spec.frozen is not None:
+                self._fill(spec, index, metadata)
+                continue
+            self.tables.step_of(index).fill_(spec.quantisation.initial_step)
             for first in range(0, rows, ASSIGNED_ROWS):
                 last = min(first + ASSIGNED_ROWS, rows)
                 start = initial_rows(name, row + first, row + last, spec.dim, spec.init_std, seed)
                 part = start[:, column : column + columns].to(self.tables.codes.device)
                 self.tables.assign(index, first, part, seed)
+
+    def _fill(self, spec: TableSpec, index: int, metadata: ShardMetadata) -> None:
+        """The rows of a frozen table from its files, zeros where they have none."""
+        assert spec.frozen is not None
+        (first, column), (rows, columns) = metadata.shard_offsets, metadata.shard_sizes
+        device = self.tables.codes.device
+        for start in range(0, rows, ASSIGNED_ROWS):
+            zeros = torch.zeros(min(ASSIGNED_ROWS, rows - start), columns, device=device)
+            self.tables.assign(index, start, zeros)
+        for ids, vectors in read_rows(spec.name, spec.frozen, spec.rows, spec.dim):
+            here = (ids >= first) & (ids < first + rows)
+            part = vectors[here, column : column + columns].contiguous()
+            self.tables.fit(index, (ids[here] - first).to(device), part.to(device))
 
     # What TorchRec asks of every kernel. Codes and steps are published by the collection, which
     # also knows the ranks that hold none.

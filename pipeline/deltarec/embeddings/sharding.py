@@ -2,14 +2,16 @@
 """From a model with collections on the meta device to a sharded, initialised, data-parallel one."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardedTensor, ShardingPlan, ShardingType
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
+from deltarec.embeddings.frozen import read_rows
 from deltarec.embeddings.initialise import initial_rows
 from deltarec.embeddings.planning import SHARDERS
 from deltarec.embeddings.quantised_collections import quantised_tables
@@ -51,6 +53,9 @@ def shard(
     parallel = DistributedModelParallel(
         model, device=device, plan=ShardingPlan(prefix), sharders=SHARDERS
     )
+    collections: Any = parallel.module.tables
+    for collection in collections.frozen():
+        collection.frozen = True
     _fix_buckets(parallel)
     _initialise(parallel, tables, seed)
     return parallel
@@ -92,8 +97,21 @@ def _initialise(
             else [([0, 0], value)]
         )
         for (row, column), tensor in shards:
+            if table.frozen is not None:
+                _fill(tensor.detach(), table, row, column)
+                continue
             rows = initial_rows(name, row, row + tensor.shape[0], table.dim, table.init_std, seed)
             tensor.detach().copy_(rows[:, column : column + tensor.shape[1]])
     for collection in quantised_tables(model):
         for kernel in collection.kernels():
             kernel.initialise(tables, seed)
+
+
+def _fill(shard: Tensor, table: TableSpec, first: int, column: int) -> None:
+    """The rows of a frozen table's shard from its files, zeros where they have none."""
+    assert table.frozen is not None
+    shard.zero_()
+    for ids, vectors in read_rows(table.name, table.frozen, table.rows, table.dim):
+        here = (ids >= first) & (ids < first + shard.shape[0])
+        part = vectors[here, column : column + shard.shape[1]]
+        shard[(ids[here] - first).to(shard.device)] = part.to(shard)

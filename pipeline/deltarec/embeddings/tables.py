@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import DataType
 
 import deltarec_kernels as kernels
 from deltarec.config import Config, OneOf
+from deltarec.embeddings.frozen import FrozenConfig
 from deltarec.embeddings.policies import ASSIGNMENTS, FixedRows, OwnRows
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int2"]
@@ -161,6 +162,9 @@ class Table(Config):
     step: StepMode | None = None
     initial_step: float | None = Field(default=None, gt=0)
     quantisation_aware: Codes | None = None
+    frozen: FrozenConfig | None = None
+    """Files that the rows come from, such as vectors of text; they are not trained then. Ids that
+    the files lack have zeros."""
 
 
 class EmbeddingConfig(Config):
@@ -198,6 +202,16 @@ class EmbeddingConfig(Config):
     def _consistent(self) -> "EmbeddingConfig":
         for name, table in self.tables.items():
             spec = TableSpec.of(name, table, self)
+            if table.frozen is not None:
+                trained = ("init_std", "rounding", "step", "initial_step", "quantisation_aware")
+                given = [key for key in trained if getattr(table, key) is not None]
+                ids_are_rows = isinstance(table.assignment, FixedRows | None)
+                given += [] if ids_are_rows else ["assignment"]
+                if given:
+                    raise ValueError(
+                        f"tables.{name}.{given[0]}: is for tables that are trained, this one is "
+                        "frozen; leave one of the two out"
+                    )
             for key in ("rounding", "step", "initial_step"):
                 aware = key == "initial_step" and spec.fake_quantised
                 if not (spec.quantisation or aware) and getattr(table, key) is not None:
@@ -259,6 +273,7 @@ class TableSpec(Config):
     fake_quantised: FakeQuantisation | None
     assignment: Config | None = None
     """None: ids are rows."""
+    frozen: FrozenConfig | None = None
 
     @classmethod
     def of(cls, name: str, table: Table, defaults: EmbeddingConfig) -> "TableSpec":
@@ -268,13 +283,16 @@ class TableSpec(Config):
         aware = table.quantisation_aware or defaults.quantisation_aware
         given = table.initial_step or defaults.initial_step
         quantisation = fake = None
+        if table.frozen is not None:
+            aware = given = None
+        learned = table.frozen is None and (table.step or defaults.step) == "learned"
         if precision in BITS:
             bits = BITS[precision]
             quantisation = Quantisation(
                 bits=bits,
                 rounding=table.rounding or defaults.rounding,
                 initial_step=given or lsq_step(init_std, bits),
-                alpt=defaults.alpt if (table.step or defaults.step) == "learned" else None,
+                alpt=defaults.alpt if learned else None,
             )
         if aware:
             bits = BITS[aware]
@@ -292,10 +310,11 @@ class TableSpec(Config):
             sharding=sharding,
             column_block=table.column_block or dim,
             init_std=init_std,
-            optimizer=defaults.optimizer,
+            optimizer=SGD(name="sgd", lr=1.0) if table.frozen else defaults.optimizer,  # no state
             quantisation=quantisation,
             fake_quantised=fake,
             assignment=assignment,
+            frozen=table.frozen,
         )
 
     @property

@@ -15,7 +15,22 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-class Dropout(nn.Module):
+class Keyed(nn.Module):
+    """What draws by sample: its keys, and its number among all that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = 0
+        self.keys: Tensor | None = None
+
+    def bits(self, x: Tensor) -> Tensor:
+        """Random int64 numbers of the shape of x `[n, …]`, n being the number of keys."""
+        assert self.keys is not None, "set_sample_keys comes before the forward"
+        units = torch.arange(x.shape[1:].numel(), device=x.device) + (self.layer << 32)
+        return mix64(self.keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
+
+
+class Dropout(Keyed):
     """Zeroes units with probability `p` in training and scales the rest by 1 / (1 - p).
 
     Args:
@@ -25,28 +40,27 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.layer = 0
-        self.keys: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        assert self.keys is not None, "set_sample_keys comes before the forward"
-        units = torch.arange(x.shape[1:].numel(), device=x.device) + (self.layer << 32)
-        bits = mix64(self.keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
-        uniform = (bits >> 11 & (2**53 - 1)).double() * 2**-53
-        return torch.where(uniform < self.p, 0, x / (1 - self.p))
+        return torch.where(uniform(self.bits(x)) < self.p, 0, x / (1 - self.p))
 
 
 def set_sample_keys(model: nn.Module, keys: Tensor) -> None:
-    """Give every dropout of a model the keys `[B]` of the batch that comes next."""
-    for layer, module in enumerate(m for m in model.modules() if isinstance(m, Dropout)):
+    """Give all that draws in a model the keys `[B]` of the batch that comes next."""
+    for layer, module in enumerate(m for m in model.modules() if isinstance(m, Keyed)):
         module.keys, module.layer = keys, layer
 
 
 def sample_keys(index: Tensor, seed: int, epoch: int) -> Tensor:
     """A random-looking int64 key for each sample: `[B]` to `[B]`."""
     return mix64(index + mix64(torch.tensor(seed * 1_000_003 + epoch, device=index.device)))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Random int64 numbers to float64 ones in [0, 1)."""
+    return (bits >> 11 & (2**53 - 1)).double() * 2**-53
 
 
 def mix64(x: Tensor) -> Tensor:

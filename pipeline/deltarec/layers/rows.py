@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deltarec.layers.batch_norm import BatchStatistics
-from deltarec.layers.dropout import Dropout, mix64
+from deltarec.layers.dropout import Keyed, mix64
 
 
 @contextmanager
@@ -25,20 +25,20 @@ def seeing(model: nn.Module, rows: Tensor, occurrence: Tensor | None = None) -> 
         rows: int64 `[n]`, the row of the surroundings that each row of the input belongs to.
         occurrence: int64 `[n]`, tells rows that belong together apart; needed if there are any.
     """
-    dropouts = [(m, m.keys) for m in model.modules() if isinstance(m, Dropout)]
+    keyed = [(m, m.keys) for m in model.modules() if isinstance(m, Keyed)]
     norms = [(m, m.real) for m in model.modules() if isinstance(m, BatchStatistics)]
-    for dropout, keys in dropouts:
+    for module, keys in keyed:
         if keys is not None:
             keys = keys[rows]
-            dropout.keys = keys if occurrence is None else mix64(keys + occurrence)
+            module.keys = keys if occurrence is None else mix64(keys + occurrence)
     for norm, real in norms:
         if real is not None:
             norm.real = real[rows]
     try:
         yield
     finally:
-        for dropout, keys in dropouts:
-            dropout.keys = keys
+        for module, keys in keyed:
+            module.keys = keys
         for norm, real in norms:
             norm.real = real
 

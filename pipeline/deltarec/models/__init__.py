@@ -15,6 +15,7 @@ from deltarec.models.escm2 import ESCM2Heads
 from deltarec.models.esmm import ESMMHeads
 from deltarec.models.hamur import HAMUR
 from deltarec.models.hierrec import HierRec
+from deltarec.models.hybrid_experts import HybridExperts
 from deltarec.models.joined import Joined
 from deltarec.models.lightgcn import LightGCN
 from deltarec.models.m3oe import M3oE
@@ -33,17 +34,27 @@ from deltarec.models.roles import (
     ScenarioModule,
     SequenceEncoder,
     TaskHeads,
+    TextAdaptor,
     Trunk,
 )
 from deltarec.models.sar_net import SARNet
+from deltarec.models.semantic_ids import SemanticIds
 from deltarec.models.shared_bottom import SharedBottomHeads
 from deltarec.models.single import NoScenario
 from deltarec.models.star import STAR
 from deltarec.models.tem4ctr import TEM4CTREncoder
+from deltarec.models.text_mlp import TextMLP
 from deltarec.models.towers import ScenarioTowers
 from deltarec.models.two_tower import TwoTower
+from deltarec.models.whitened_mixture import WhitenedMixture
 from deltarec.models.wide_deep import WideDeepTrunk
 
+TEXT_ADAPTORS: dict[str, type[TextAdaptor]] = {
+    "mlp": TextMLP,
+    "hybrid_experts": HybridExperts,
+    "whitened_mixture": WhitenedMixture,
+    "semantic_ids": SemanticIds,
+}
 SEQUENCE_ENCODERS: dict[str, type[SequenceEncoder]] = {
     "mean": MeanEncoder,
     "din": DINEncoder,

@@ -2,6 +2,7 @@
 """A ranking model: tables, then a network of one member for each role, then losses."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -17,22 +18,29 @@ from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
 from deltarec.distributed import all_sum
 from deltarec.embeddings.assignment import Assignments
-from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
+from deltarec.embeddings.collections import (
+    Embedded,
+    EmbeddingTables,
+    embedded,
+    fake_quantisers,
+)
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import sample_keys, set_sample_keys
+from deltarec.layers.rows import occurrences, seeing
 from deltarec.models import (
     GRAPH_ENCODERS,
     PAIR_MODELS,
     SCENARIO_MODULES,
     SEQUENCE_ENCODERS,
     TASK_HEADS,
+    TEXT_ADAPTORS,
     TRUNKS,
 )
 from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.pairs import PairNetwork
-from deltarec.models.roles import Fields, FieldShapes, GraphConfig, PairConfig
+from deltarec.models.roles import Fields, FieldShapes, GraphConfig, PairConfig, TextAdaptor
 from deltarec.models.single import NoScenario
 
 
@@ -43,6 +51,8 @@ class ModelConfig(Config):
     """Scores the query and the item of pairwise tasks."""
     graph: Annotated[GraphConfig, OneOf(GRAPH_ENCODERS)] | None = None
     """Makes vectors of users and items by what users did, for the pair model."""
+    text: Annotated[Config, OneOf(TEXT_ADAPTORS)] | None = None
+    """Makes fields of the vectors of frozen tables; the vectors themselves are, if not given."""
     sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
     """Encodes each sequence feature, with those aligned with it; with several, each has an encoder
     of its own."""
@@ -58,7 +68,8 @@ class ModelConfig(Config):
         if self.pair is None and (self.trunk is None or self.heads is None):
             raise ValueError("needs 'trunk' and 'heads', or for pairwise tasks 'pair'")
         joined = self.pair is not None and self.pair.name == "joined"
-        if self.pair is not None and (self.trunk is not None or (self.heads and not joined)):
+        others = self.trunk is not None or self.text is not None or (self.heads and not joined)
+        if self.pair is not None and others:
             raise ValueError(
                 "'pair' is the whole model of pairwise tasks, with 'graph', and with 'heads' if it "
                 "is joined; leave the rest out"
@@ -94,12 +105,19 @@ class Network(nn.Module):
         self.seed = seed
         self.bf16 = bf16
         self.fake_quantisers = fake_quantisers(tables)
+        self.text = None
+        dim_of = {name: tables[schema.table(name)].dim for name in schema.sparse}
+        if config.text is not None:
+            used = sorted({schema.table(name) for name in schema.frozen})
+            dims = {table: tables[table].dim for table in used}
+            self.text = TEXT_ADAPTORS[_name(config.text)](config.text, dims)
+            dim_of |= dict.fromkeys(schema.frozen, self.text.output_dim)
         encoder = SEQUENCE_ENCODERS[_name(config.sequence)]
         self.encoders = nn.ModuleDict(
             {
                 name: encoder(
                     config.sequence,
-                    tables[schema.table(name)].dim,
+                    dim_of[name],
                     names,
                     schema.sequences[name].target is not None,
                 )
@@ -107,11 +125,10 @@ class Network(nn.Module):
             }
         )
         names = [name for name in schema.sparse if name not in schema.sequences]
-        dims = [tables[schema.table(name)].dim for name in names]
         for group in schema.sequence_groups.values():
-            dims += [tables[schema.table(group[0])].dim] * len(group)
             names += group
-        shapes = FieldShapes(tuple(dims), len(schema.dense), tuple(names))
+        widths = tuple(dim_of[name] for name in names)
+        shapes = FieldShapes(widths, len(schema.dense), tuple(names))
         self.scenario = SCENARIO_MODULES[_name(config.scenario)](
             config.scenario,
             shapes,
@@ -131,14 +148,37 @@ class Network(nn.Module):
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, batch, self.fake_quantisers)
-        vectors = list(found.pooled.values())
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.text is not None:
+                found = self._adapted(found, self.text)
+            vectors = list(found.pooled.values())
             for name, encoder in self.encoders.items():
                 target = self.schema.sequences[name].target
                 group = [found.sequences[other] for other in self.schema.sequence_groups[name]]
                 vectors += encoder(found.pooled[target] if target else None, group)
             representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
             return representation, self.heads(representation)
+
+    def _adapted(self, found: Embedded, text: TextAdaptor) -> Embedded:
+        """The looked-up vectors, those of frozen tables made fields or sequences of fields."""
+        schema = self.schema
+        pooled, sequences = dict(found.pooled), dict(found.sequences)
+        for use, name in enumerate(schema.frozen):
+            if name in sequences:
+                values = sequences[name].values
+                rows, place = occurrences(sequences[name].lengths, len(values))
+            else:
+                values = pooled[name]
+                rows = torch.arange(len(values), device=values.device)
+                place = torch.zeros_like(rows)
+            # Each use of the adaptor has its own dropout, whatever else the sample has.
+            with seeing(text, rows, place + (use << 32)):
+                adapted = text(schema.table(name), values)
+            if name in sequences:
+                sequences[name] = replace(sequences[name], values=adapted)
+            else:
+                pooled[name] = adapted
+        return replace(found, pooled=pooled, sequences=sequences)
 
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
         """The terms of the tasks' losses; as in `TaskHeads.losses`."""
@@ -195,10 +235,11 @@ class RankingModel(nn.Module):
                 own,
                 self.losses,
                 balancer.combine,
-                {name: schema.table(name) for name in schema.looked_up},
+                {name: schema.table(name) for name in schema.trained},
                 by_row=isinstance(network, PairNetwork),
+                frozen=set(schema.frozen),
             )
-            balancer.prepare(schema.looked_up, self.boundary.shared, own)
+            balancer.prepare(schema.trained, self.boundary.shared, own)
         elif isinstance(balancer, SampleBalancer):
             assert isinstance(network, Network)
             balancer.prepare(network.scenario.output_dim)

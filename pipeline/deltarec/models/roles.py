@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The roles of a ranking model, each an interface; any member of one works with any of the others.
 
-    sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
+    text adaptor ─► sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
     graph encoder ─► pair model, for pairwise tasks
 
 A member is a class with a `Config`, in a file of its own, listed in `models/__init__.py`.
@@ -83,6 +83,26 @@ class Member(nn.Module, ABC):
     """A member of a role; its `Config` has its options and a literal `name`, its registry key."""
 
     Config: type[Config]
+
+
+class TextAdaptor(Member):
+    """Vectors of frozen tables, such as an encoder's of text, to fields of one width.
+
+    Args:
+        config: the member's options.
+        dims: width of each frozen table, by name. Features that share a table share what adapts it.
+    """
+
+    output_dim: int
+    reads_codes: bool = False
+    """Whether the tables hold whole numbers that name something, which cannot be pooled."""
+
+    def __init__(self, config: Any, dims: Mapping[str, int]) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, table: str, vectors: Tensor) -> Tensor:
+        """Rows of a table `[n, D]` to `[n, output_dim]`; zeros are those of an unknown id."""
 
 
 class SequenceEncoder(Member):
