@@ -23,7 +23,7 @@ def test_whitened_mixture(training: bool):
             spread = (mixture.spread @ x).exp().log1p() + 0.01  # pyright: ignore
             scores = mixture.gate @ x + (epsilon * spread if training else 0)  # pyright: ignore
             weights = scores.exp() / scores.exp().sum()
-            experts = [e.weight @ (x - e.bias) for e in mixture.experts]  # pyright: ignore
+            experts = [w @ (x - b) for w, b in zip(mixture.weight, mixture.bias, strict=True)]  # pyright: ignore
             parts = [w * e for w, e in zip(weights, experts, strict=True)]
             wanted.append(torch.stack(parts).sum(0))
     got = torch.cat([model(table, vectors) for table, vectors in inputs.items()])
@@ -35,7 +35,7 @@ def test_gates_begin_alike_and_noise_is_for_training():
     model = WhitenedMixture(config, {"item": 6}).eval()
     mixture = model.mixtures["item"]
     x = torch.randn(5, 6)
-    mean = torch.stack([expert(x) for expert in mixture.experts]).mean(0)  # pyright: ignore
+    mean = torch.stack([x @ weight.T for weight in mixture.weight]).mean(0)  # pyright: ignore
     torch.testing.assert_close(model("item", x), mean)
     model.train()
     set_sample_keys(model, sample_keys(torch.arange(5), seed=0, epoch=0))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -47,4 +48,4 @@ class SemanticIds(TextAdaptor):
     def forward(self, table: str, vectors: Tensor) -> Tensor:
         levels = torch.arange(vectors.shape[1], device=vectors.device)
         codes = vectors.round().long() + levels * self.codes
-        return self.vectors[table](codes).mean(dim=1)
+        return F.embedding_bag(codes, self.vectors[table].weight, mode="mean")  # pyright: ignore

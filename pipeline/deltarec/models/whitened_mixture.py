@@ -20,31 +20,20 @@ from deltarec.layers.noise import SampleNoise
 from deltarec.models.roles import TextAdaptor
 
 
-class Whitening(nn.Module):
-    """`(dropout(x) − b) W`: eq. (1), `[n, D]` to `[n, H]`."""
-
-    def __init__(self, input_dim: int, output_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = Dropout(dropout)
-        self.bias = nn.Parameter(torch.zeros(input_dim))
-        self.weight = nn.Parameter(torch.empty(output_dim, input_dim).normal_(std=0.02))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.dropout(x) - self.bias, self.weight)
-
-
 class Mixture(nn.Module):
-    """Whitenings weighed by `softmax(x W_g + ε (softplus(x W_n) + 0.01))`, eq. (2) and (3).
+    """Whitenings `(dropout(x) − b_e) W_e`, eq. (1), weighed by their gate, eq. (2) and (3).
 
-    The noise ε is standard normal, and there in training alone; W_g and W_n begin at zero. No
-    expert is left out: UniSRec keeps the largest k = all.
+    The gate is `softmax(x W_g + ε (softplus(x W_n) + 0.01))`; the noise ε is standard normal, and
+    there in training alone; W_g and W_n begin at zero. No expert is left out: UniSRec keeps the
+    largest k = all. All experts see one dropout mask, where UniSRec draws one for each: so they are
+    one matrix product, and a step is several times faster (`bench text`).
     """
 
     def __init__(self, input_dim: int, output_dim: int, experts: int, dropout: float) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(
-            Whitening(input_dim, output_dim, dropout) for _ in range(experts)
-        )
+        self.dropout = Dropout(dropout)
+        self.bias = nn.Parameter(torch.zeros(experts, input_dim))
+        self.weight = nn.Parameter(torch.empty(experts, output_dim, input_dim).normal_(std=0.02))
         self.gate = nn.Parameter(torch.zeros(experts, input_dim))
         self.spread = nn.Parameter(torch.zeros(experts, input_dim))
         self.noise = SampleNoise()
@@ -53,7 +42,9 @@ class Mixture(nn.Module):
         scores = F.linear(x, self.gate)
         if self.training:
             scores = scores + self.noise(scores) * (F.softplus(F.linear(x, self.spread)) + 0.01)
-        outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
+        shift = torch.bmm(self.weight, self.bias.unsqueeze(2)).squeeze(2)  # [E, H]
+        outputs = F.linear(self.dropout(x), self.weight.flatten(0, 1))
+        outputs = outputs.unflatten(1, shift.shape) - shift
         return mixture(scores.softmax(dim=1), outputs)
 
 
