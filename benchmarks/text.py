@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from deltarec.assembly import build_model
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.reader import Reader
 from deltarec.distributed import process_group
 from deltarec.job import Job
 from deltarec.optimizers import StepOptimizer
-from deltarec.trainer import build_model
 
 ITEMS, DIM, LEVELS, CODES = 4000, 384, 4, 256
 FIELDS = [f"field{i}" for i in range(7)]

@@ -41,7 +41,7 @@ def evaluate(folder: Path, job: Any, scale: float = 1.0) -> Values:
     for value in trainer.model.state_dict().values():
         for shard in value.local_shards():
             shard.tensor.mul_(scale)
-    result = trainer.evaluate("test")
+    result = trainer.evaluator.evaluate("test")
     assert result["social"]["all"] == {**dict.fromkeys(job.metrics("social")), "n": 0}
     return result["listen"]["all"]
 

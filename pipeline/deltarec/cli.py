@@ -94,7 +94,7 @@ def _plan(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> int:
-    from deltarec.trainer import check
+    from deltarec.assembly import check
 
     job = _load(options)
     if options.watch and job.stream is None:
@@ -106,8 +106,8 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int:
     from deltarec.distributed import is_main, process_group
     from deltarec.run_folder import RunFolder
     from deltarec.streaming import trainer_of
+    from deltarec.summary import report
     from deltarec.supervision import TRY_AGAIN, Terminated
-    from deltarec.trainer import report
 
     with process_group(threads=options.threads) as device:
         run = RunFolder.create(options.run_dir, Path(options.config).stem)
@@ -143,9 +143,9 @@ def _sweep(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.assembly import check
     from deltarec.config import load
     from deltarec.job import Job
-    from deltarec.trainer import check
 
     saved = options.run_dir / "config.yaml"
     job = load(Job, saved, options.set)
@@ -167,7 +167,7 @@ def _evaluate(options: argparse.Namespace, arguments: list[str]) -> int:
     with process_group(threads=options.threads) as device:
         trainer = trainer_of(job, RunFolder(options.run_dir), device)
         state = trainer.checkpoints.load(pointer)
-        result = trainer.evaluate(options.split)
+        result = trainer.evaluator.evaluate(options.split)
         if is_main():
             answer = {"step": state.step, "split": options.split, "metrics": result}
             answer["skipped"] = trainer.skipped[options.split].summary()

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from deltarec.assembly import build_model
 from deltarec.checkpoint import TrainState, load_model
 from deltarec.data.prefetch import prefetched
 from deltarec.data.scoring import Input
@@ -39,7 +40,6 @@ from deltarec.job import Job
 from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import predictions
 from deltarec.progress import Progress
-from deltarec.trainer import build_model
 
 MANIFEST = "_predict.json"
 SUCCESS = "_SUCCESS"

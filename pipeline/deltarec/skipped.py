@@ -63,6 +63,12 @@ class Skipped:
         """Damaged files, left out in whole or in part; and the rows lost of the latter."""
         return {"files": len(self.files), "rows": self.rows}
 
+    def logged(self) -> dict[str, Any]:
+        """The same as metrics; nothing where rows cannot be lost."""
+        if not self.enabled:
+            return {}
+        return {f"skipped_{name}": value for name, value in self.summary().items()}
+
     def _name(self, damage: dict[str, str]) -> None:
         for path, what in damage.items():
             if path not in self._named:

@@ -22,9 +22,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deltarec.assembly import open_reader
 from deltarec.data.files import listing
 from deltarec.data.partitions import StreamConfig, following, partitions
 from deltarec.distributed import is_main
+from deltarec.evaluator import evaluation_of
 from deltarec.job import Job
 from deltarec.metrics.table import overall, render
 from deltarec.metrics.totals import Totals
@@ -55,7 +57,7 @@ class StreamTrainer(Trainer):
         super().__init__(job, run, device)
 
     def _open(self) -> int:
-        self.totals = Totals(self._new_evaluation())
+        self.totals = Totals(evaluation_of(self.job))
         return self.job.train.max_steps or sys.maxsize
 
     def _kept_beside(self) -> dict[str, Tensor]:
@@ -81,10 +83,10 @@ class StreamTrainer(Trainer):
         """Test the model on a partition, unless it has been or belongs to the warm-up."""
         if self.state.scored or len(self.state.partitions) < self.stream.warmup:
             return
-        reader = self._reader("train", training=False, partition=name)
+        reader = open_reader(self.job, "train", self.device, training=False, partition=name)
         own = Progress(f"score {name}", reader.num_samples)
         untold = Skipped(reader, lambda _: None)  # training on it tells
-        result = self._evaluate(name, reader, own, untold, self.totals)
+        result = self.evaluator.score(name, reader, own, untold, self.totals)
         self.run.log(self.state.step, "partition", {**result}, name)
         self.run.log(self.state.step, "stream", {**self.totals.compute()}, name)
         progress.say(f"{name}, before it is trained on\n{render(overall(result))}")
@@ -92,7 +94,7 @@ class StreamTrainer(Trainer):
 
     def _train(self, name: str, supervision: Supervision, profiler: Any) -> None:
         """Train on a partition once, from the state's position on, and save."""
-        self.reader = self._reader("train", partition=name)
+        self.reader = open_reader(self.job, "train", self.device, partition=name)
         if self.state.partition == name:
             self._require_same_data()
         self.state = replace(self.state, partition=name)

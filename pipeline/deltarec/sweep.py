@@ -25,12 +25,12 @@ from typing import IO, Any
 import torch
 
 from deltarec import config as configuration
+from deltarec.assembly import check
 from deltarec.comparison import Comparison, Key, flatten
 from deltarec.comparison_plot import MISSING, can_draw, draw
 from deltarec.grid import Variant
 from deltarec.job import Job
 from deltarec.supervision import TRY_AGAIN
-from deltarec.trainer import check
 
 POLL_SECONDS = 0.1
 LOG = "train.log"

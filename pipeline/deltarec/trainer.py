@@ -1,63 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains and evaluates one job on this rank: build, fit, evaluate.
+"""Trains one job on this rank.
 
 The core is TorchRec's own: a model sharded by DistributedModelParallel, driven by a training
 pipeline. Around it stand evaluation, checkpoints and what a person sees.
 """
 
 import json
-import resource
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 import deltarec_kernels
 from deltarec import config as configuration
-from deltarec.balancing import balancer_of
+from deltarec.assembly import build_model, open_reader
 from deltarec.balancing.balancer import Balancer
 from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.conflict_plot import draw_conflicts
-from deltarec.data.batch import Batch, Position
-from deltarec.data.files import Damage
-from deltarec.data.pairs import read_pairs
-from deltarec.data.reader import Reader
+from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum, is_main, rank, world_size
-from deltarec.embeddings import sharding
 from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
-from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.fresh_rows import FreshRows
-from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
-from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.quantised_collections import quantised_tables
 from deltarec.embeddings.second_pass import SecondPass
-from deltarec.job import Job, Split
-from deltarec.layers.graph import Adjacency
+from deltarec.evaluator import Evaluator
+from deltarec.job import Job
 from deltarec.metrics import larger_is_better
-from deltarec.metrics.evaluation import Evaluation, Result, Totals
 from deltarec.metrics.table import overall, render
-from deltarec.models.cascade import with_joint_tasks
-from deltarec.models.pairs import PairNetwork
-from deltarec.models.ranking import RankingModel, network_of, predictions
-from deltarec.models.roles import GraphConfig
-from deltarec.models.semantic_ids import SemanticIds
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
-from deltarec.retrieval import Retrieval, known_pairs, own_pairs
 from deltarec.run_folder import RunFolder
 from deltarec.skipped import Skipped
+from deltarec.summary import all_counts, embedding_bytes, peak_memory_bytes, versions
 from deltarec.supervision import NotFinite, Supervision, Terminated, Watchdog
 from deltarec.warm_start import warm_start
 
@@ -112,10 +93,8 @@ class Trainer:
         """Values mended so far by each policy, on this rank, by readers that are done with."""
         self._started = 0.0
         """When training began, had it not been interrupted, in seconds of `time.monotonic`."""
-        self.skipped: dict[Split, Skipped] = {}
-        """What each split that was read has lost to damaged files."""
-        self.known: dict[Split, dict[str, Tensor]] = {}
-        """Of splits that evaluations have excluded, what `known_pairs` found."""
+        self.evaluator = Evaluator(job, self.model, self.pipeline, self.watchdog, device)
+        self.skipped = self.evaluator.skipped
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the latest checkpoint if there is one; returns result.json."""
@@ -158,7 +137,7 @@ class Trainer:
 
     def _open(self) -> int:
         """Make what the training data are read by; returns the number of steps of the job."""
-        self.reader = self._reader("train")
+        self.reader = open_reader(self.job, "train", self.device)
         steps = self.reader.num_steps * self.job.train.epochs
         return min(steps, self.job.train.max_steps or steps)
 
@@ -219,138 +198,12 @@ class Trainer:
         self._log_step(progress, batch.num_samples, losses)
         return losses
 
-    def evaluate(self, split: Split) -> Result:
-        """Metrics of the model as it stands on a split; a collective, equal on every rank."""
-        if self.job.model.pair is not None:
-            return self._evaluate_pairs(split)
-        reader = self._reader(split)
-        progress = Progress(f"evaluate {split}", reader.num_samples)
-        skipped = self.skipped[split] = Skipped(reader, progress.say)
-        return self._evaluate(split, reader, progress, skipped)
-
-    def _new_evaluation(self) -> Evaluation:
-        return Evaluation(
-            [(name, self.job.metrics(name)) for name in self.job.measured],
-            self.job.scenario.names if self.job.scenario else (),
-            has_user=self.job.data.user is not None,
-            slices=self.job.data.slices,
-        )
-
-    def _evaluate(
-        self,
-        what: str,
-        reader: Reader,
-        progress: Progress,
-        skipped: Skipped,
-        totals: Totals | None = None,
-    ) -> Result:
-        """Metrics on all that a reader reads; the totals are told of them."""
-        tasks = self.job.tasks
-        evaluation = self._new_evaluation()
-        with self.watchdog.watch(f"the evaluation on {what}"), self._plain_model() as model:
-            for batch in reader.read(Position(), epochs=1):
-                skipped.after_batch(batch.lost)
-                batch = self.assignments.find(batch).to(self.device)
-                _, (_, logits) = model(batch)
-                user = batch.user if self.job.data.user else None
-                columns = with_joint_tasks(
-                    predictions(logits, tasks), batch.labels, batch.mask, tasks
-                )
-                evaluation.update(*columns, batch.scenario, user, batch.slices)
-                progress.update(batch.num_samples)
-                self.watchdog.beat()
-            progress.close()
-            return evaluation.compute(totals)
-
-    def _evaluate_pairs(self, split: Split) -> Result:
-        """`evaluate` of a job of pairwise tasks."""
-        model = self.model.module
-        with (
-            self.watchdog.watch(f"the evaluation on {split}"),
-            self._plain_model(),
-            model.network.encoded_graph(model.tables, self.device),  # pyright: ignore
-        ):
-            known = {
-                name: [self._known(s)[name] for s in task.ranking.exclude if s != split]
-                for name, task in self.job.tasks.items()
-            }
-            beat = self.watchdog.beat
-            seed = self.job.train.seed
-            retrieval = Retrieval(self.schema, model, self.device, seed, beat)
-            reader = self._reader(split)
-            progress = Progress(f"evaluate {split}", reader.num_samples)
-            skipped = self.skipped[split] = Skipped(reader, progress.say)
-            for batch in reader.read(Position(), epochs=1):
-                skipped.after_batch(batch.lost)
-                retrieval.update(batch)
-                progress.update(batch.num_samples)
-                beat()
-            progress.close()
-            return retrieval.compute(known, self._own_pairs)
-
-    @cached_property
-    def _own_pairs(self) -> dict[str, Tensor]:
-        """What `own_pairs` finds in the events, read once."""
-        if not any(task.ranking.own for task in self.job.tasks.values()):
-            return {}
-        return own_pairs(self.schema, self._reader("events"), self.watchdog.beat)
-
-    def _known(self, split: Split) -> dict[str, Tensor]:
-        """What `known_pairs` finds in a split, read once; nothing in one without files."""
-        if not getattr(self.job.data, split):
-            return {name: torch.empty(0, dtype=torch.int64) for name in self.job.tasks}
-        if split not in self.known:
-            reader = self._reader(split, training=False)
-            self.known[split] = known_pairs(self.schema, reader, self.watchdog.beat)
-        return self.known[split]
-
-    def _reader(
-        self, split: Split, training: bool | None = None, partition: str | None = None
-    ) -> Reader:
-        train, data = self.job.train, self.job.data
-        training = split == "train" if training is None else training
-        damage: Damage = {}
-        reader = Reader(
-            data.files(split, damage, partition),
-            self.schema,
-            data.reader,
-            train.batch_size if training else train.eval_batch_size or train.batch_size,
-            seed=train.seed if training and data.reader.shuffle else None,
-            rank=rank(),
-            num_ranks=world_size(),
-            pin_memory=self.device.type == "cuda",
-            damage=damage,
-            draw=train.seed if training else None,
-        )
-        identity: list[Any] = [reader.identity]
-        dist.broadcast_object_list(identity)
-        mend = f"rank {rank()} must find the same files"
-        reader.require(identity[0], "rank 0", mend)
-        return reader
-
     def _train_step(self, batches: "_Batches") -> Tensor:
         """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
         losses, _ = self.pipeline.progress(batches)
         if self.second_pass is not None:
             self.second_pass(batches.in_training.to(self.device))
         return losses
-
-    @contextmanager
-    def _plain_model(self) -> Iterator[torch.nn.Module]:
-        """The model for evaluation, free of the pipeline, which rewrites it while it trains.
-
-        The pipeline keeps the batches it has already distributed. Attached with its default
-        `sparse_dist=True` it would begin to distribute them again and lose what it knows of them.
-        """
-        pipeline = self.pipeline
-        rewritten = isinstance(pipeline, TrainPipelineSparseDist)
-        model = pipeline.detach() if rewritten else self.model
-        model.eval()
-        with torch.no_grad(), self.assignments.as_trained():
-            yield model
-        model.train()
-        if rewritten:
-            pipeline.attach(sparse_dist=False)
 
     def _total_samples(self) -> int:
         return min(
@@ -369,7 +222,7 @@ class Trainer:
         logged["learning_rate"] = self.optimizer.rates()[-1]
         logged["samples_per_second"] = progress.samples_per_second
         logged |= self.balancer.logged()
-        logged |= self._skipped_values("train")
+        logged |= self.skipped["train"].logged()
         logged |= self._log_codes(progress)
         logged |= self.assignments.logged()
         self.run.log(self.state.step, "train", logged)
@@ -424,8 +277,8 @@ class Trainer:
         if not self.job.data.valid:
             self._save()
             return False
-        result = self.evaluate("valid")
-        self.run.log(self.state.step, "valid", result | self._skipped_values("valid"))
+        result = self.evaluator.evaluate("valid")
+        self.run.log(self.state.step, "valid", result | self.skipped["valid"].logged())
         progress.say(f"step {self.state.step}, validation\n{render(overall(result))}")
         stopping = self.job.train.early_stopping
         if stopping is None:
@@ -463,25 +316,20 @@ class Trainer:
         result: dict[str, Any] = {
             "steps": self.state.step,
             "samples": self.state.samples,
-            "invalid": self._all_invalid(),
+            "invalid": all_counts(self.invalid),
             "seconds": round(self.state.seconds, 3),
             "samples_per_second": round(self.state.samples / max(self.state.seconds, 1e-9), 1),
-            "peak_memory_bytes": _sum_over_ranks(_peak_memory_bytes(self.device)),
-            "embedding_bytes": self._embedding_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "embedding_bytes": embedding_bytes(self.model),
         }
         for split in ("valid", "test"):
             if getattr(self.job.data, split):
-                result[split] = self.evaluate(split)
+                result[split] = self.evaluator.evaluate(split)
         result |= self._own_results()
         if "test" in result:
-            self.run.log(measured, "test", result["test"] | self._skipped_values("test"))
+            self.run.log(measured, "test", result["test"] | self.skipped["test"].logged())
         result["skipped"] = {split: skipped.summary() for split, skipped in self.skipped.items()}
-        result["versions"] = {
-            "deltarec": version("deltarec"),
-            "torch": torch.__version__,
-            "torchrec": version("torchrec"),
-            "python": sys.version.split()[0],
-        }
+        result["versions"] = versions()
         result["config_sha256"] = configuration.fingerprint(self.job)
         self.run.write("result.json", json.dumps(result, indent=2) + "\n")
         self.run.close()
@@ -489,39 +337,9 @@ class Trainer:
             draw_conflicts(self.run.path, progress.say)
         return result
 
-    def _skipped_values(self, split: Split) -> dict[str, Any]:
-        """What a split has lost to damaged files, as metrics; nothing where that cannot be."""
-        skipped = self.skipped[split]
-        counts = skipped.summary() if skipped.enabled else {}
-        return {f"skipped_{name}": value for name, value in counts.items()}
-
     def _own_results(self) -> dict[str, Any]:
         """What a subclass adds to result.json."""
         return {}
-
-    def _all_invalid(self) -> dict[str, int]:
-        """Values mended by each policy, over all ranks."""
-        gathered: list[Any] = [None] * world_size()
-        dist.all_gather_object(gathered, dict(self.invalid))
-        names = sorted({name for counts in gathered for name in counts})
-        return {name: sum(counts.get(name, 0) for counts in gathered) for name in names}
-
-    def _embedding_bytes(self) -> dict[str, int]:
-        """True bytes of the tables' weights and fused optimiser state, over all ranks."""
-        weights = sum(
-            _local_bytes(value)
-            for name, value in self.model.state_dict().items()
-            if name.startswith("tables.")
-        )
-        state = sum(
-            _local_bytes(value)
-            for values in self.model.fused_optimizer.state_dict()["state"].values()  # pyright: ignore
-            for value in values.values()
-        )
-        found = {"weights": _sum_over_ranks(weights), "optimizer": _sum_over_ranks(state)}
-        if self.assignments.owned:
-            found["id_maps"] = _sum_over_ranks(self.assignments.num_bytes)
-        return found
 
     def _profiler(self) -> Any:
         profile = self.job.train.profile
@@ -538,37 +356,6 @@ class Trainer:
             ),
             on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(trace)),
         )
-
-
-def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParallel, str]:
-    """The job's sharded model with its initial weights, and its sharding plan as text."""
-    schema, specs = job.data_schema, job.embedding.resolved()
-    torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
-    tables = EmbeddingTables(schema, specs)
-    bf16 = job.train.precision == "bf16"
-    network = network_of(job.model, schema, specs, job.train.seed, bf16)
-    balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
-    model = RankingModel(tables, network, balancer, Assignments(schema, specs))
-    share = -(-job.train.batch_size // world_size())
-    plan = make_plan(tables, specs, Hardware.here(device), share).plan
-    assert plan is not None
-    description = describe(plan, specs, world_size())
-    sharded = sharding.shard(model, plan, specs, device, job.train.seed, job.train.batch_size)
-    if isinstance(network, PairNetwork) and job.model.graph is not None:
-        network.graphs = read_graphs(job, job.model.graph, device)
-    return sharded, description
-
-
-def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> list[Adjacency]:
-    """The behaviours' graphs, whole on every rank, of the rows of `data.events`."""
-    schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
-    reader = Reader(job.data.files("events"), schema, job.data.reader, rows, seed=None)
-    features = [(graph.user, behaviour) for behaviour in graph.behaviours]
-    sizes = tuple(schema.table_rows[schema.table(name)] for name in schema.nodes)
-    return [
-        Adjacency.of(users.numpy(), items.numpy(), sizes, graph.normalise, device)  # pyright: ignore
-        for users, items in read_pairs(reader, features).values()
-    ]
 
 
 class _Batches(Iterator[Batch]):
@@ -596,61 +383,3 @@ class _Batches(Iterator[Batch]):
 
     def close(self) -> None:
         self.source.close()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _local_bytes(value: Any) -> int:
-    if hasattr(value, "local_shards"):
-        return sum(s.tensor.numel() * s.tensor.element_size() for s in value.local_shards())
-    return value.numel() * value.element_size()
-
-
-def _sum_over_ranks(value: int) -> int:
-    return int(all_sum(torch.tensor(value)))
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def check(job: Job) -> None:
-    """Find what is wrong with a job before any process group starts.
-
-    Raises:
-        ValueError: the model's parts do not fit together, or the files do not fit the schema.
-    """
-    with torch.device("meta"):
-        network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
-        balancer_of(job.balance, list(job.tasks), seed=0)
-    for name, table in job.embedding.resolved().items():
-        if table.frozen is not None:
-            check_files(name, table.frozen, table.dim)
-            if isinstance(job.model.text, SemanticIds.Config):
-                _check_codes(name, table.frozen, job.model.text.size)
-    for split in ("train", "valid", "test"):
-        if getattr(job.data, split) and not (job.stream and split == "train"):
-            for file in job.data.files(split):
-                job.data_schema.check(file.schema, file.path)
-
-
-def _check_codes(name: str, frozen: FrozenConfig, size: int) -> None:
-    largest = largest_value(frozen)
-    if largest is not None and largest > size:
-        raise ValueError(
-            f"model.text.size: {size}, but codes of embedding.tables.{name} go up to {largest}; "
-            "take codes.size of text encode"
-        )
-
-
-def report(result: dict[str, Any]) -> str:
-    """What a person reads at the end: the metrics and the speed."""
-    lines = []
-    for split in ("stream", "valid", "test"):
-        if split in result:
-            lines.append(f"{split}\n{render(result[split])}\n")
-    lines.append(
-        f"{result['steps']:,} steps, {result['samples']:,} samples, {result['seconds']:.1f} s, "
-        f"{result['samples_per_second']:,.0f} samples/s"
-    )
-    return "\n".join(lines)

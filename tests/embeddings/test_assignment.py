@@ -166,7 +166,7 @@ def test_evaluation_assigns_nothing(data: Path, one_process: torch.device):
     batch = next(mine.reader.read(Position(), 1))
     before = whole_state(mine)
     assert mine.assignments.find(batch).ids("user").eq(0).all()
-    mine.evaluate("valid")
+    mine.evaluator.evaluate("valid")
     assert_equal(whole_state(mine), before)
     assigned = mine.assignments.assign(batch)
     assert assigned.ids("user").gt(0).any()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from deltarec.assembly import check
 from deltarec.run_folder import RunFolder
-from deltarec.trainer import Trainer, check
+from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
 from tests.embeddings.quantised_job import whole_state

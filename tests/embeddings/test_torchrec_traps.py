@@ -12,6 +12,7 @@ from deltarec.data.batch import Position
 from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
+from deltarec.summary import embedding_bytes
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.small_job import small_job, write_small_data
@@ -113,7 +114,7 @@ def test_outputs_are_chosen_by_name_whatever_order_the_plan_gives(data: Path):
 
 def plan_and_bytes(folder: Path, job: Job) -> tuple[str, int, int]:
     mine = trainer(job, folder)
-    found = mine._embedding_bytes()
+    found = embedding_bytes(mine.model)
     return mine.plan, found["weights"], found["optimizer"]
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from deltarec.assembly import check
 from deltarec.config import load
 from deltarec.data.batch import Position
 from deltarec.data.files import Damage, find
@@ -26,7 +27,7 @@ from deltarec.data.schema import IdFeature
 from deltarec.distributed import process_group
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
-from deltarec.trainer import Trainer, check
+from deltarec.trainer import Trainer
 from tests.data.test_reader import SCHEMA, make, rows
 from tests.embeddings.test_torchrec_traps import full_tables
 from tests.small_job import CONFIG, small_job, write_small_data

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deltarec import stored_tensors
+from deltarec import evaluator, stored_tensors
 from deltarec.distributed import rank
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
@@ -53,9 +53,11 @@ class Stopped(InStep):
 class InEvaluation(Trainer):
     """Hangs before the second batch of its evaluation."""
 
-    def _reader(self, split: str) -> Any:
-        reader = super()._reader(split)  # pyright: ignore
-        if split == "valid":
+    def _fit(self) -> dict[str, Any]:
+        open_reader = evaluator.open_reader
+
+        def opened(*arguments: Any) -> Any:
+            reader = open_reader(*arguments)
             read = reader.read
 
             def hanging(*arguments: Any, **options: Any) -> Any:
@@ -65,7 +67,10 @@ class InEvaluation(Trainer):
                     yield batch
 
             reader.read = hanging  # pyright: ignore
-        return reader
+            return reader
+
+        evaluator.open_reader = opened
+        return super()._fit()
 
 
 class InCheckpoint(Trainer):

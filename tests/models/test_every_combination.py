@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltarec.assembly import build_model
 from deltarec.balancing import BALANCERS
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
@@ -33,7 +34,6 @@ from deltarec.models import (
 )
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
 from deltarec.optimizers import DENSE_OPTIMIZERS, SCHEDULES
-from deltarec.trainer import build_model
 from tests.small_job import small_job, write_small_data
 
 LAYERS = {"hidden": [8], "dropout": 0.2}

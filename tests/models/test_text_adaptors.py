@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltarec.assembly import check
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.reader import Reader
@@ -16,7 +17,6 @@ from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
 from deltarec.models import SEQUENCE_ENCODERS, TEXT_ADAPTORS, TRUNKS
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
-from deltarec.trainer import check
 from tests.models.test_every_combination import OPTIONS, check_gradients, with_padding
 from tests.small_job import write_small_data
 from tests.text_job import CODES, text_job, write_vectors

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts together what a job is made of: its sharded model, its graphs, its readers."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from deltarec.balancing import balancer_of
+from deltarec.data.files import Damage
+from deltarec.data.pairs import read_pairs
+from deltarec.data.reader import Reader
+from deltarec.distributed import rank, world_size
+from deltarec.embeddings import sharding
+from deltarec.embeddings.assignment import Assignments
+from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
+from deltarec.embeddings.planning import Hardware, describe, make_plan
+from deltarec.job import Job, Split
+from deltarec.layers.graph import Adjacency
+from deltarec.models.pairs import PairNetwork
+from deltarec.models.ranking import RankingModel, network_of
+from deltarec.models.roles import GraphConfig
+from deltarec.models.semantic_ids import SemanticIds
+
+
+def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParallel, str]:
+    """The job's sharded model with its initial weights, and its sharding plan as text."""
+    schema, specs = job.data_schema, job.embedding.resolved()
+    torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
+    tables = EmbeddingTables(schema, specs)
+    bf16 = job.train.precision == "bf16"
+    network = network_of(job.model, schema, specs, job.train.seed, bf16)
+    balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
+    model = RankingModel(tables, network, balancer, Assignments(schema, specs))
+    share = -(-job.train.batch_size // world_size())
+    plan = make_plan(tables, specs, Hardware.here(device), share).plan
+    assert plan is not None
+    description = describe(plan, specs, world_size())
+    sharded = sharding.shard(model, plan, specs, device, job.train.seed, job.train.batch_size)
+    if isinstance(network, PairNetwork) and job.model.graph is not None:
+        network.graphs = read_graphs(job, job.model.graph, device)
+    return sharded, description
+
+
+def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> list[Adjacency]:
+    """The behaviours' graphs, whole on every rank, of the rows of `data.events`."""
+    schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
+    reader = Reader(job.data.files("events"), schema, job.data.reader, rows, seed=None)
+    features = [(graph.user, behaviour) for behaviour in graph.behaviours]
+    sizes = tuple(schema.table_rows[schema.table(name)] for name in schema.nodes)
+    return [
+        Adjacency.of(users.numpy(), items.numpy(), sizes, graph.normalise, device)  # pyright: ignore
+        for users, items in read_pairs(reader, features).values()
+    ]
+
+
+def open_reader(
+    job: Job,
+    split: Split,
+    device: torch.device,
+    training: bool | None = None,
+    partition: str | None = None,
+) -> Reader:
+    """A reader of a split for this rank; a collective.
+
+    Args:
+        job: the whole configuration.
+        split: whose files to read.
+        device: where batches go to.
+        training: whether rows come in the order of training, with negatives drawn anew; by default
+            those of `train` do.
+        partition: of a stream.
+
+    Raises:
+        ValueError: the ranks find different files.
+    """
+    train, data = job.train, job.data
+    training = split == "train" if training is None else training
+    damage: Damage = {}
+    reader = Reader(
+        data.files(split, damage, partition),
+        job.data_schema,
+        data.reader,
+        train.batch_size if training else train.eval_batch_size or train.batch_size,
+        seed=train.seed if training and data.reader.shuffle else None,
+        rank=rank(),
+        num_ranks=world_size(),
+        pin_memory=device.type == "cuda",
+        damage=damage,
+        draw=train.seed if training else None,
+    )
+    identity: list[Any] = [reader.identity]
+    dist.broadcast_object_list(identity)
+    mend = f"rank {rank()} must find the same files"
+    reader.require(identity[0], "rank 0", mend)
+    return reader
+
+
+def check(job: Job) -> None:
+    """Find what is wrong with a job before any process group starts.
+
+    Raises:
+        ValueError: the model's parts do not fit together, or the files do not fit the schema.
+    """
+    with torch.device("meta"):
+        network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
+        balancer_of(job.balance, list(job.tasks), seed=0)
+    for name, table in job.embedding.resolved().items():
+        if table.frozen is not None:
+            check_files(name, table.frozen, table.dim)
+            if isinstance(job.model.text, SemanticIds.Config):
+                _check_codes(name, table.frozen, job.model.text.size)
+    for split in ("train", "valid", "test"):
+        if getattr(job.data, split) and not (job.stream and split == "train"):
+            for file in job.data.files(split):
+                job.data_schema.check(file.schema, file.path)
+
+
+def _check_codes(name: str, frozen: FrozenConfig, size: int) -> None:
+    largest = largest_value(frozen)
+    if largest is not None and largest > size:
+        raise ValueError(
+            f"model.text.size: {size}, but codes of embedding.tables.{name} go up to {largest}; "
+            "take codes.size of text encode"
+        )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job says of itself at its end: parts of result.json, and what a person reads."""
+
+import resource
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from deltarec.distributed import all_sum, world_size
+from deltarec.metrics.table import render
+
+
+def embedding_bytes(model: DistributedModelParallel) -> dict[str, int]:
+    """True bytes of a `RankingModel`'s tables and of their fused optimiser state; a collective."""
+    weights = sum(
+        _local_bytes(value)
+        for name, value in model.state_dict().items()
+        if name.startswith("tables.")
+    )
+    state = sum(
+        _local_bytes(value)
+        for values in model.fused_optimizer.state_dict()["state"].values()  # pyright: ignore
+        for value in values.values()
+    )
+    found = {"weights": _sum_over_ranks(weights), "optimizer": _sum_over_ranks(state)}
+    assignments: Any = model.module.assignments
+    if assignments.owned:
+        found["id_maps"] = _sum_over_ranks(assignments.num_bytes)
+    return found
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that the job has had, on all ranks together; a collective."""
+    if device.type == "cuda":
+        return _sum_over_ranks(torch.cuda.max_memory_allocated(device))
+    return _sum_over_ranks(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def all_counts(counts: dict[str, int]) -> dict[str, int]:
+    """Counts by name, added up over the ranks; a collective."""
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, counts)
+    names = sorted({name for found in gathered for name in found})
+    return {name: sum(found.get(name, 0) for found in gathered) for name in names}
+
+
+def versions() -> dict[str, str]:
+    """Of what the results depend on."""
+    return {
+        "deltarec": version("deltarec"),
+        "torch": torch.__version__,
+        "torchrec": version("torchrec"),
+        "python": sys.version.split()[0],
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """What a person reads at the end: the metrics and the speed."""
+    lines = []
+    for split in ("stream", "valid", "test"):
+        if split in result:
+            lines.append(f"{split}\n{render(result[split])}\n")
+    lines.append(
+        f"{result['steps']:,} steps, {result['samples']:,} samples, {result['seconds']:.1f} s, "
+        f"{result['samples_per_second']:,.0f} samples/s"
+    )
+    return "\n".join(lines)
+
+
+def _local_bytes(value: Any) -> int:
+    if hasattr(value, "local_shards"):
+        return sum(s.tensor.numel() * s.tensor.element_size() for s in value.local_shards())
+    return value.numel() * value.element_size()
+
+
+def _sum_over_ranks(value: int) -> int:
+    return int(all_sum(torch.tensor(value)))
