@@ -16,9 +16,11 @@ from deltarec.distributed import process_group
 from tests.pair_job import write_pair_data
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOADED = ["deltarec.trainer", "deltarec.predict", "torch.distributed.optim"]
-"""Imported once, then every rank is a quick fork. TorchRec imports the last one, which compiles
-TorchScript for a second, at the first fused optimiser."""
+FORKS = multiprocessing.get_context("forkserver")
+"""All processes of tests come from it: what is told below is heeded before its first one only."""
+# Imported once, then every rank is a quick fork. TorchRec imports the last one, which compiles
+# TorchScript for a second, at the first fused optimiser.
+FORKS.set_forkserver_preload(["deltarec.trainer", "deltarec.predict", "torch.distributed.optim"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -95,10 +97,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 
 def start_ranks(folder: str, world_size: int, function: Callable[..., Any], *args: Any):
     """The processes alone; each leaves `result_RANK` in the folder, unless it is killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     ranks = [
-        context.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
+        FORKS.Process(target=_rank_main, args=(folder, rank, world_size, function, args))
         for rank in range(world_size)
     ]
     for process in ranks:

@@ -2,7 +2,6 @@
 """`text augment` against a real HTTP server: what it asks, what it pays for, what it survives."""
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from deltarec.config import validate
 from deltarec.text.augment import METADATA, AugmentJob, augment, write_prompts
 from deltarec.text.chat import ServerError
 from deltarec.text.journal import Journal
+from tests.conftest import FORKS
 from tests.text.chat_server import Response, chat_server
 
 ROWS = 12
@@ -178,9 +178,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path):
         for least in (2, 6):
             known = known_prompts(journal)
             before = dict(server.attempts)
-            process = multiprocessing.get_context("forkserver").Process(
-                target=augment, args=(asked,)
-            )
+            process = FORKS.Process(target=augment, args=(asked,))
             process.start()
             wait_until(lambda least=least: len(known_prompts(journal)) >= least)
             process.kill()
