@@ -75,7 +75,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [4])
 def test_killed_while_partitions_come(undisturbed: Path, tmp_path: Path, kills: int):
     """No partition is skipped or trained on twice; the end is that of the undisturbed run."""
     draw, job, run = random.Random(kills), tiny_job(tmp_path), tmp_path / "run"
