@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from deltarec.layers.graph import Adjacency
 from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
-from deltarec.models.mmoe import MMoEHeads
 from deltarec.models.roles import Fields, FieldShapes, Side
 from tests.conftest import run_ranks
 from tests.layers.test_graph import dense
@@ -115,7 +114,7 @@ def test_lightgcn():
     assert_alike(encoder_of("lightgcn")(nodes, sparse), torch.stack(wanted, dim=1), [nodes])
 
 
-def pair_model(name: str, heads: Any = None, **options: Any) -> Any:
+def pair_model(name: str, **options: Any) -> Any:
     """One over nodes of three behaviours, with random weights."""
 
     def side(feature: str) -> Side:
@@ -125,10 +124,14 @@ def pair_model(name: str, heads: Any = None, **options: Any) -> Any:
     part = PAIR_MODELS[name]
     sides = {task: (side("user"), side(task)) for task in TASKS}
     config = part.Config(**{"name": name, **options})
-    model = part(config, sides, heads).double()
+    model = part(config, sides)
+    if model.heads_dim:
+        heads: Any = TASK_HEADS["mmoe"]
+        shape = heads.Config(name="mmoe", hidden=[5], experts=3, tower=[])
+        model.heads = heads(shape, model.heads_dim, dict.fromkeys(TASKS))
     for parameter in model.parameters():
         nn.init.normal_(parameter)
-    return model
+    return model.double()
 
 
 def scored(model: Any, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,10 +168,8 @@ def test_mesi(task: str):
 
 def test_bilinear_and_heads_see_the_sum_of_the_behaviours():
     torch.manual_seed(0)
-    config = MMoEHeads.Config(name="mmoe", hidden=[5], experts=3, tower=[])
-    heads = lambda width: TASK_HEADS["mmoe"](config, width, dict.fromkeys(TASKS))  # noqa: E731  # pyright: ignore
     for name in ("bilinear", "joined"):
-        model = pair_model(name, heads)
+        model = pair_model(name)
         users, items, got, of_all = scored(model, "view")
         u, i = (x.view(7, 3, DIM).sum(1) for x in (users, items))
         if name == "bilinear":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bilinear decoder of a graph's vectors (DistMult's form, Yang et al., 2015)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,12 +18,7 @@ class Bilinear(PairModel):
 
         name: Literal["bilinear"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__(config, sides)
         self.num_behaviours, dim = behaviours_of("bilinear", sides)
         self.relations = nn.ParameterDict({f"of_{task}": torch.ones(dim) for task in sides})

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any task heads over a pair: the query's and the item's vectors side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltarec.models.roles import Fields, PairConfig, PairModel, Side, merged
 
@@ -22,15 +22,8 @@ class Joined(PairModel):
 
         name: Literal["joined"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__(config, sides)
-        if make_heads is None:
-            raise ValueError("model.pair joined needs 'model.heads', such as {name: mmoe, …}")
         self.tasks = list(sides)
         widths = {
             sum(side.shapes.width // max(1, len(side.behaviours)) for side in pair)
@@ -45,9 +38,8 @@ class Joined(PairModel):
             task: tuple(max(1, len(side.behaviours)) for side in pair)
             for task, pair in sides.items()
         }
-        [width] = widths
-        self.heads = make_heads(width)
-        self.numbers_per_score = 16 * width
+        [self.heads_dim] = widths
+        self.numbers_per_score = 16 * self.heads_dim
 
     def query(self, task: str, fields: Fields) -> Tensor:
         return merged(fields.flat(), self.behaviours[task][0])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MESI, the decoder of CIGF (Guo et al., WWW 2023, section 4.3): experts with separate inputs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -26,12 +26,7 @@ class MESI(PairModel):
         scale: float = Field(default=300.0, gt=0)
         """The factor of the released code."""
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__(config, sides)
         self.scale: float = config.scale
         self.num_behaviours, self.dim = behaviours_of("mesi", sides)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix factorisation, BPR-MF (Rendle et al., 2009) where the loss is pairwise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deltarec.models.roles import Fields, PairConfig, PairModel, Side
 
@@ -20,12 +20,7 @@ class MatrixFactorisation(PairModel):
         bias: bool = False
         """Whether the last column of an item's row is its bias; a query's is then not used."""
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__(config, sides)
         self.bias: bool = config.bias
         for task, (query, item) in sides.items():

@@ -78,11 +78,11 @@ class PairNetwork(nn.Module):
             shapes = FieldShapes(dims, len(features) - len(sparse), sparse)
             return Side(used, shapes, behaviours if sparse[0] in schema.placed else ())
 
-        def make_heads(input_dim: int) -> nn.Module:
-            return TASK_HEADS[heads.name](heads, input_dim, schema.tasks)  # pyright: ignore
-
         sides = {name: (side(task.query), side(task.item)) for name, task in schema.tasks.items()}
-        self.pair = PAIR_MODELS[config.name](config, sides, make_heads if heads else None)
+        self.pair = PAIR_MODELS[config.name](config, sides)
+        if self.pair.heads_dim:
+            make = TASK_HEADS[heads.name]  # pyright: ignore
+            self.pair.heads = make(heads, self.pair.heads_dim, schema.tasks)
 
     def forward(self, batch: Batch, outputs: list) -> Tensor:
         """From a batch and the outputs of its tables to columns `[B, C]`.

@@ -74,6 +74,8 @@ class ModelConfig(Config):
                 "'pair' is the whole model of pairwise tasks, with 'graph', and with 'heads' if it "
                 "is joined; leave the rest out"
             )
+        if joined and self.heads is None:
+            raise ValueError("'pair' joined needs 'heads', such as {name: mmoe, …}")
         if self.graph is not None and self.pair is None:
             raise ValueError("'graph' is for pairwise tasks; give 'pair', or leave it out")
         return self

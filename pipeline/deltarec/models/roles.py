@@ -249,18 +249,16 @@ class PairModel(Member):
     Args:
         config: the member's options.
         sides: the query's and the item's of each task.
-        make_heads: from the width of their input to the task heads, if some are configured.
     """
 
     numbers_per_score: int = 1
     """That `scores` holds at a time, about."""
+    heads: nn.Module
+    """Task heads that score, where `heads_dim` asks for them: set after construction."""
+    heads_dim: int = 0
+    """The width of their input; 0 for no heads."""
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__()
 
     @abstractmethod

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two towers (Covington et al., 2016; Yi et al., 2019): an MLP over the features of each side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -31,12 +31,7 @@ class TwoTower(PairModel):
         """Whether the vectors are scaled to length 1 and the score by 1 / `temperature`."""
         temperature: float = Field(default=0.1, gt=0)
 
-    def __init__(
-        self,
-        config: Any,
-        sides: Mapping[str, tuple[Side, Side]],
-        make_heads: Callable[[int], nn.Module] | None = None,
-    ) -> None:
+    def __init__(self, config: Any, sides: Mapping[str, tuple[Side, Side]]) -> None:
         super().__init__(config, sides)
         self.scale: float | None = config.temperature**-0.5 if config.cosine else None
         kinds = [side for pair in sides.values() for side in pair]
