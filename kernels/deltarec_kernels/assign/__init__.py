@@ -27,6 +27,7 @@ from torch import Tensor
 
 from deltarec_kernels.assign import reference
 from deltarec_kernels.registration import COMPILED, register
+from deltarec_kernels.splitmix import mix64, shifted
 from deltarec_kernels.tables import buffer
 
 Evict = Literal["none", "lru", "lfu", "timed"]
@@ -176,22 +177,9 @@ def deduplicate(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _deduplicate(ids)
 
 
-def hashes(ids: Tensor) -> Tensor:
-    """SplitMix64's hash of each id, int64: the bits of `reference.mix`."""
-    x = ids + (0x9E3779B97F4A7C15 - 2**64)
-    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
-    return x ^ _shifted(x, 31)
-
-
 def buckets_of(ids: Tensor, num_buckets: int) -> Tensor:
     """The bucket of each id, int64 of its shape."""
-    return _shifted(hashes(ids), 32) * num_buckets >> 32
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """To the right, filled with zeros."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    return shifted(mix64(ids), 32) * num_buckets >> 32
 
 
 def _empty(rows: int) -> tuple[Tensor, Tensor]:

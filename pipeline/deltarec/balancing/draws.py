@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deltarec.layers.dropout import mix64
+from deltarec_kernels.splitmix import mix64
 
 
 class Draws(nn.Module):

@@ -33,7 +33,7 @@ from deltarec.distributed import all_sum, ask, rank, world_size
 from deltarec.embeddings.policies import HashedRows, OwnRows
 from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels import Assigned, Change, IdMap, buckets_of, deduplicate
-from deltarec_kernels.assign import hashes
+from deltarec_kernels.splitmix import mix64
 
 SHARED_ROW = 0
 """The row of ids that have none."""
@@ -193,7 +193,7 @@ class Assignments(nn.Module):
         return sum(owned.map.num_bytes for owned in self.owned.values())
 
     def _hashed(self, name: str, ids: Tensor) -> Tensor:
-        return (hashes(ids) & (2**63 - 1)) % self.hashed[name]
+        return (mix64(ids) & (2**63 - 1)) % self.hashed[name]
 
     def _with_rows(self, batch: Batch, rows_of: Any) -> Batch:
         """A batch whose ids are replaced by what a function of table and ids gives."""

@@ -10,9 +10,7 @@ the unit's.
 import torch
 from torch import Tensor, nn
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from deltarec_kernels.splitmix import mix64
 
 
 class Keyed(nn.Module):
@@ -61,15 +59,3 @@ def sample_keys(index: Tensor, seed: int, epoch: int) -> Tensor:
 def uniform(bits: Tensor) -> Tensor:
     """Random int64 numbers to float64 ones in [0, 1)."""
     return (bits >> 11 & (2**53 - 1)).double() * 2**-53
-
-
-def mix64(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., 2014) on int64 tensors."""
-    x = x + _GOLDEN
-    x = (x ^ _logical_shift(x, 30)) * _MIX_1
-    x = (x ^ _logical_shift(x, 27)) * _MIX_2
-    return x ^ _logical_shift(x, 31)
-
-
-def _logical_shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -5,7 +5,8 @@ import math
 
 from torch import Tensor
 
-from deltarec.layers.dropout import Keyed, mix64, uniform
+from deltarec.layers.dropout import Keyed, uniform
+from deltarec_kernels.splitmix import mix64
 
 
 class SampleNoise(Keyed):

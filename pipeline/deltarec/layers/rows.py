@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deltarec.layers.batch_norm import BatchStatistics
-from deltarec.layers.dropout import Keyed, mix64
+from deltarec.layers.dropout import Keyed
+from deltarec_kernels.splitmix import mix64
 
 
 @contextmanager
