@@ -69,12 +69,11 @@ class Evaluator:
 
     def evaluate(self, split: Split) -> Result:
         """Metrics of the model as it stands on a split; a collective, equal on every rank."""
-        if self.job.model.pair is not None:
-            return self._evaluate_pairs(split)
         reader = open_reader(self.job, split, self.device)
         progress = Progress(f"evaluate {split}", reader.num_samples)
         skipped = self.skipped[split] = Skipped(reader, progress.say)
-        return self.score(split, reader, progress, skipped)
+        score = self.score if self.job.model.pair is None else self._rank_pairs
+        return score(split, reader, progress, skipped)
 
     def score(
         self,
@@ -102,8 +101,10 @@ class Evaluator:
             progress.close()
             return evaluation.compute(totals)
 
-    def _evaluate_pairs(self, split: Split) -> Result:
-        """`evaluate` of a job of pairwise tasks."""
+    def _rank_pairs(
+        self, split: Split, reader: Reader, progress: Progress, skipped: Skipped
+    ) -> Result:
+        """`score` of pairwise tasks."""
         model = self.model.module
         with (
             self.watchdog.watch(f"the evaluation on {split}"),
@@ -117,9 +118,6 @@ class Evaluator:
             beat = self.watchdog.beat
             seed = self.job.train.seed
             retrieval = Retrieval(self.job.data_schema, model, self.device, seed, beat)
-            reader = open_reader(self.job, split, self.device)
-            progress = Progress(f"evaluate {split}", reader.num_samples)
-            skipped = self.skipped[split] = Skipped(reader, progress.say)
             for batch in reader.read(Position(), epochs=1):
                 skipped.after_batch(batch.lost)
                 retrieval.update(batch)

@@ -322,14 +322,10 @@ def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[
         if task.ranking.own
     }
     found = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], beat)
-    owned: dict[str, Tensor] = {}
-    for name, features in wanted.items():
-        num_items = schema.num_items(name)
-        parts = [found[pair] for pair in features]
-        pairs = torch.cat([query * num_items + item for query, item in parts])
-        [pairs] = exchange([pairs], owners(pairs // num_items))
-        owned[name] = pairs.unique()
-    return owned
+    return {
+        name: _owned([found[pair] for pair in pairs], schema.num_items(name))
+        for name, pairs in wanted.items()
+    }
 
 
 def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:
@@ -338,18 +334,21 @@ def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dic
     Returns:
         query · items + item, ascending, int64.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in schema.tasks}
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in schema.tasks}
     for batch in reader.read(Position(), epochs=1):
         for t, (name, task) in enumerate(schema.tasks.items()):
-            query, item = batch.ids(task.query[0]), batch.ids(task.item[0])
-            found[name].append((query * schema.num_items(name) + item)[batch.mask[:, t]])
+            chosen = batch.mask[:, t]
+            pair = batch.ids(task.query[0])[chosen], batch.ids(task.item[0])[chosen]
+            found[name].append(pair)
         beat()
-    owned: dict[str, Tensor] = {}
-    for name, parts in found.items():
-        pairs = torch.cat(parts)
-        [pairs] = exchange([pairs], owners(pairs // schema.num_items(name)))
-        owned[name] = pairs.unique()
-    return owned
+    return {name: _owned(parts, schema.num_items(name)) for name, parts in found.items()}
+
+
+def _owned(parts: Sequence[tuple[Tensor, Tensor]], num_items: int) -> Tensor:
+    """All ranks' queries and items, as pairs, of the queries that this rank owns."""
+    pairs = torch.cat([query * num_items + item for query, item in parts])
+    [pairs] = exchange([pairs], owners(pairs // num_items))
+    return pairs.unique()
 
 
 def _held_out(batches: list[list[Tensor]]) -> HeldOut:
