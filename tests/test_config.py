@@ -113,6 +113,8 @@ def test_overrides(tmp_path: Path):
     assert found.frame == Circle(name="circle", radius=2.0)
     assert drawing(tmp_path, text, "shapes=[{name: circle}]").shapes == [Circle(name="circle")]
     assert drawing(tmp_path, text, "width=1", "width=2").width == 2
+    framed = f"{text}\nframe: {{name: circle}}\ncolours: {{sea: green}}"
+    assert drawing(tmp_path, framed, "frame=null", "colours=null") == drawing(tmp_path, text)
 
 
 @pytest.mark.parametrize(

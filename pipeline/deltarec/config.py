@@ -98,9 +98,10 @@ def load(config_type: type[ConfigT], path: str | Path, overrides: Sequence[str] 
 def override(tree: dict[Any, Any], overrides: Sequence[str]) -> DictConfig:
     """The tree with `path.to.key=value` overrides applied.
 
-    A number in the path is an index into a list; a mapping as value merges with one that is there.
-    Choices of a member (`model.heads.name=ple`) come first, the others in order: choosing another
-    member empties its section, and the overrides that stand beside the choice are for the new one.
+    A number in the path is an index into a list; a mapping as value merges with one that is there,
+    and null removes one. Choices of a member (`model.heads.name=ple`) come first, the others in
+    order: choosing another member empties its section, and the overrides that stand beside the
+    choice are for the new one.
 
     Raises:
         ValueError: an override is not of that form, its value is not YAML, or its path leads
@@ -113,9 +114,12 @@ def override(tree: dict[Any, Any], overrides: Sequence[str]) -> DictConfig:
         if last == "name" and section:
             key, value = section, {last: value}
         try:
-            if isinstance(value, dict):
-                there = OmegaConf.select(changed, key)
-                if isinstance(there, DictConfig):
+            if isinstance(there := OmegaConf.select(changed, key), DictConfig):
+                around = OmegaConf.select(changed, section) if section else changed
+                if value is None and isinstance(around, DictConfig):
+                    del around[last]
+                    continue
+                if isinstance(value, dict):
                     value = _merge(OmegaConf.to_container(there), value)
             OmegaConf.update(changed, key, value, merge=False, force_add=True)
         except (OmegaConfBaseException, TypeError, ValueError, IndexError) as error:

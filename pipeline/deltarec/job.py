@@ -419,6 +419,9 @@ class Job(Config):
         unused = [name for name in self.features if name not in used]
         if unused:
             raise ValueError(f"features.{unused[0]}: no side of a pairwise task has this feature")
+        dropped = [name for name, f in self.features.items() if getattr(f, "dropout", 0)]
+        if dropped:
+            raise ValueError(f"features.{dropped[0]}.dropout: is not for pairwise tasks")
         if self.scenario is not None:
             raise ValueError("scenario: pairwise tasks know none; give the query its feature")
         if graph:

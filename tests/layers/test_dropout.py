@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltarec.layers.dropout import Dropout, sample_keys, set_sample_keys
+from deltarec.layers.dropout import Dropout, RowDropout, sample_keys, set_sample_keys
 
 SAMPLES, UNITS = 2000, 64
 
@@ -70,3 +70,14 @@ def test_nothing_is_dropped_in_evaluation_or_of_nothing():
     dropout = Dropout(0.5)
     set_sample_keys(dropout, torch.empty(0, dtype=torch.int64))
     assert dropout(torch.empty(0, 4)).shape == (0, 4)
+
+
+def test_rows_are_dropped_whole_and_the_others_stay():
+    dropout = RowDropout(0.3)
+    set_sample_keys(dropout, sample_keys(torch.arange(SAMPLES), 7, 0))
+    x = torch.rand(SAMPLES, 5) + 1
+    y = dropout(x)
+    dropped = (y == 0).all(dim=1)
+    assert torch.equal(y, torch.where(dropped.unsqueeze(1), 0, x))
+    assert abs(dropped.double().mean() - 0.3) < 5 * (0.3 * 0.7 / SAMPLES) ** 0.5
+    assert torch.equal(dropout.eval()(x), x)

@@ -21,14 +21,14 @@ def test_layers_that_see_other_rows_than_the_batch_do_not_depend_on_ranks(
 ):
     """Dropout and norms by scenario; both over a sequence's items, and what is aligned with them.
 
-    Ranks have unequal shares.
-
-    With clipping and accumulation, which act on gradients that ranks have reduced.
+    Ranks have unequal shares. With ids that samples go without, and with clipping and accumulation,
+    which act on gradients that ranks have reduced.
     """
     write_small_data(tmp_path)
     job = small_job(
         tmp_path,
         features__around=AROUND,
+        features__item__dropout=0.3,
         model__sequence={"name": encoder, "hidden": [8], "norm": "batch", "dropout": 0.2},
         model__scenario=scenario,
         train__batch_size=37,

@@ -13,7 +13,7 @@ from deltarec.assembly import check
 from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.reader import Reader
-from deltarec.embeddings.collections import EmbeddingTables
+from deltarec.embeddings.collections import EmbeddingTables, embedded
 from deltarec.job import Job
 from deltarec.models import SEQUENCE_ENCODERS, TEXT_ADAPTORS, TRUNKS
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
@@ -92,6 +92,26 @@ def test_it_goes_with_every_encoder_and_trunk(data: Data, adaptor: str, one_proc
         assert losses.isfinite().all()
         check_gradients(network, f"{adaptor}/{encoder}/{trunk}")
         assert torch.equal(network(batch, vectors), columns), "the same sample, the same draws"
+
+
+def test_samples_go_without_an_id(folder: Path, data: Data, one_process: Any):
+    """The id's vector is zero in training, for some samples; and there again in evaluation."""
+    _, batch, vectors = data[False]
+    schema = text_job(folder, features__item__dropout=0.5).data_schema
+    job = text_job(folder)
+    torch.manual_seed(0)
+    network = Network(job.model, schema, job.embedding.resolved(), seed=0)
+    place = list(embedded(schema, vectors, batch, network.fake_quantisers).pooled).index("item")
+    seen: list[torch.Tensor] = []
+    network.scenario.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].vectors[place])
+    )
+    network(batch, vectors)
+    network.eval()(batch, vectors)
+    trained, evaluated = seen
+    dropped = (trained == 0).all(dim=1)
+    assert 0.2 < dropped.double().mean() < 0.8
+    assert torch.equal(trained[~dropped], evaluated[~dropped]) and evaluated.all()
 
 
 def test_all_adaptors_are_tried():

@@ -41,6 +41,10 @@ class IdFeature(SparseFeature):
     optional: bool = False
     """Whether a null means that there is no id: nothing is looked up, and pairwise tasks of the
     feature leave the sample out. Otherwise `on_invalid` says what a null is."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the samples that are trained as if they had no id, with zeros for its vector. So the
+    model learns to do without the ids of new users and items, whose rows are still near zero
+    (DropoutNet, Volkovs et al., NeurIPS 2017)."""
 
 
 class IdListFeature(SparseFeature):
@@ -228,6 +232,12 @@ class Schema:
     @cached_property
     def sparse(self) -> dict[str, SparseFeature]:
         return {n: f for n, f in self.features.items() if isinstance(f, SparseFeature)}
+
+    @cached_property
+    def dropout(self) -> dict[str, float]:
+        """Of the features that have one."""
+        ids = {n: f for n, f in self.sparse.items() if isinstance(f, IdFeature)}
+        return {name: feature.dropout for name, feature in ids.items() if feature.dropout}
 
     @cached_property
     def drawn(self) -> dict[str, NegativeFeature]:

@@ -45,6 +45,15 @@ class Dropout(Keyed):
         return torch.where(uniform(self.bits(x)) < self.p, 0, x / (1 - self.p))
 
 
+class RowDropout(Dropout):
+    """Zeroes all of a row, with probability `p` in training; what stays is not scaled."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return torch.where(uniform(self.bits(x[:, :1])) < self.p, 0, x)
+
+
 def set_sample_keys(model: nn.Module, keys: Tensor) -> None:
     """Give all that draws in a model the keys `[B]` of the batch that comes next."""
     for layer, module in enumerate(m for m in model.modules() if isinstance(m, Keyed)):

@@ -26,7 +26,7 @@ from deltarec.embeddings.collections import (
 )
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
-from deltarec.layers.dropout import sample_keys, set_sample_keys
+from deltarec.layers.dropout import RowDropout, sample_keys, set_sample_keys
 from deltarec.layers.rows import occurrences, seeing
 from deltarec.models import (
     GRAPH_ENCODERS,
@@ -107,6 +107,7 @@ class Network(nn.Module):
         self.seed = seed
         self.bf16 = bf16
         self.fake_quantisers = fake_quantisers(tables)
+        self.dropouts = nn.ModuleDict({name: RowDropout(p) for name, p in schema.dropout.items()})
         self.text = None
         dim_of = {name: tables[schema.table(name)].dim for name in schema.sparse}
         if config.text is not None:
@@ -150,6 +151,8 @@ class Network(nn.Module):
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, batch, self.fake_quantisers)
+        thinned = {name: dropout(found.pooled[name]) for name, dropout in self.dropouts.items()}
+        found = replace(found, pooled=found.pooled | thinned)
         with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
             if self.text is not None:
                 found = self._adapted(found, self.text)

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
-from deltarec.data.prepare.dataset import Dataset, require, write_split
+from deltarec.data.prepare.dataset import SPLITS, Dataset, require, write_split
 
 ORIGIN = "https://grouplens.org/datasets/movielens/1m/ (ratings.dat, users.dat and movies.dat)"
 CHUNK_ROWS = 65_536
@@ -32,16 +32,13 @@ class MovieLens1M(Dataset):
     """Most movies that `history` holds: the user's latest before this rating, oldest first."""
 
     def write(self, source: Path, target: Path) -> dict[str, Any]:
-        raw = _read(source)
-        columns = _columns(raw)
-        order = np.random.default_rng(self.seed).permutation(len(raw.ratings))
-        cuts = [int(0.8 * len(order)), int(0.9 * len(order))]
-        for split, rows in zip(("train", "valid", "test"), np.split(order, cuts), strict=True):
+        raw = read_raw(source)
+        columns = rating_columns(raw)
+        for split, rows in zip(SPLITS, split_ratings(len(columns), self.seed), strict=True):
             write_split(target, split, len(rows), self._tables(columns, rows))
-        ids = ["user_id", "movie_id", "gender", "age", "occupation", "zip", "genre"]
         domains = np.bincount(columns["domain"].to_numpy(), minlength=3)
         return {
-            "table_sizes": {name: int(columns[name].to_numpy().max()) + 1 for name in ids},
+            "table_sizes": table_sizes(columns),
             "notes": ["history holds movie ids (the table of movie_id), genres those of genre"],
             "domain_rows": domains.tolist(),
         }
@@ -68,10 +65,21 @@ class Raw(NamedTuple):
     users: pd.DataFrame
     """gender, age, occupation, zip; the index is user_id."""
     movies: pd.DataFrame
-    """genres (`a|b|c`), year; the index is movie_id."""
+    """title, genres (`a|b|c`), year, and what else the files say; the index is movie_id."""
 
 
-def _read(source: Path) -> Raw:
+def split_ratings(num_ratings: int, seed: int) -> list[np.ndarray]:
+    """The ratings of train, validation and test, 80/10/10, each in random order."""
+    order = np.random.default_rng(seed).permutation(num_ratings)
+    return np.split(order, [int(0.8 * num_ratings), int(0.9 * num_ratings)])
+
+
+def read_raw(source: Path) -> Raw:
+    """All files of the folder.
+
+    Raises:
+        ValueError: one is missing or broken.
+    """
     if (source / "ratings.parquet").is_file():
         ratings, users, movies = (
             pd.read_parquet(require(source / f"{name}.parquet", ORIGIN))
@@ -101,7 +109,13 @@ def _read_dat(path: Path, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame({name: fields[i :: len(names)] for i, name in enumerate(names)})
 
 
-def _columns(raw: Raw) -> pa.Table:
+def table_sizes(columns: pa.Table) -> dict[str, int]:
+    """The rows that a table for each id column needs."""
+    ids = ["user_id", "movie_id", "gender", "age", "occupation", "zip", "genre"]
+    return {name: int(columns[name].to_numpy().max()) + 1 for name in ids}
+
+
+def rating_columns(raw: Raw) -> pa.Table:
     """All columns but `history`, one row a rating, in the order of `raw.ratings`."""
     user, movie = _find(raw.ratings, raw.users), _find(raw.ratings, raw.movies)
     age = raw.users["age"].to_numpy()
