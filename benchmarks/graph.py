@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltarec.layers.graph import Adjacency
+from deltarec.layers.graph import Adjacency, bipartite
 from deltarec.models.cigcn import CIGCN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def _graphs(users: int, items: int, events: list[int], device: torch.device) -> 
     for number in events:
         user = random.integers(0, users, number)
         item = np.searchsorted(cumulated, random.random(number)).clip(max=items - 1)
-        graphs.append(Adjacency.of(user, item, (users, items), "left", device))
+        graphs.append(Adjacency.of(bipartite(user, item, (users, items)), "left", device))
     return graphs
 
 

@@ -11,6 +11,7 @@ from deltarec.balancing import balancer_of
 from deltarec.data.files import Damage
 from deltarec.data.pairs import read_pairs
 from deltarec.data.reader import Reader
+from deltarec.data.subgraphs import SubgraphSampler
 from deltarec.distributed import rank, world_size
 from deltarec.embeddings import sharding
 from deltarec.embeddings.assignment import Assignments
@@ -18,7 +19,7 @@ from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
 from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.job import Job, Split
-from deltarec.layers.graph import Adjacency
+from deltarec.layers.graph import BehaviourGraphs, bipartite
 from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import RankingModel, network_of
 from deltarec.models.roles import GraphConfig
@@ -44,16 +45,26 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     return sharded, description
 
 
-def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> list[Adjacency]:
+def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> BehaviourGraphs:
     """The behaviours' graphs, whole on every rank, of the rows of `data.events`."""
     schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
     reader = Reader(job.data.files("events"), schema, job.data.reader, rows, seed=None)
     features = [(graph.user, behaviour) for behaviour in graph.behaviours]
-    sizes = tuple(schema.table_rows[schema.table(name)] for name in schema.nodes)
-    return [
-        Adjacency.of(users.numpy(), items.numpy(), sizes, graph.normalise, device)  # pyright: ignore
+    edges = [
+        bipartite(users.numpy(), items.numpy(), schema.node_sizes)  # pyright: ignore[reportArgumentType]
         for users, items in read_pairs(reader, features).values()
     ]
+    return BehaviourGraphs(edges, graph.normalise, device)
+
+
+def subgraph_sampler(job: Job, network: torch.nn.Module) -> SubgraphSampler | None:
+    """What draws each batch's sub-graph, if the job trains on such."""
+    graph = job.model.graph
+    if not isinstance(network, PairNetwork) or graph is None or graph.subgraph is None:
+        return None
+    assert network.graphs is not None
+    edges = network.graphs.edges
+    return SubgraphSampler(graph.subgraph, job.data_schema, edges, job.train.seed)
 
 
 def open_reader(

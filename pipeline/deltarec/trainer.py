@@ -19,11 +19,12 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 
 import deltarec_kernels
 from deltarec import config as configuration
-from deltarec.assembly import build_model, open_reader
+from deltarec.assembly import build_model, open_reader, subgraph_sampler
 from deltarec.balancing.balancer import Balancer
 from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.conflict_plot import draw_conflicts
 from deltarec.data.batch import Batch
+from deltarec.data.subgraphs import SubgraphSampler
 from deltarec.distributed import all_sum, is_main, rank, world_size
 from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
@@ -73,6 +74,7 @@ class Trainer:
             self._kept_beside(),
         )
         self.assignments: Assignments = self.model.module.assignments  # pyright: ignore
+        self.subgraphs = subgraph_sampler(job, self.model.module.network)  # pyright: ignore
         assigned = {name: owned.table for name, owned in self.assignments.owned.items()}
         fresh_rows = FreshRows(
             self.model, assigned, job.train.seed, self.checkpoints.snapshots.before_write
@@ -176,7 +178,9 @@ class Trainer:
         self.skipped["train"] = Skipped(
             self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
         )
-        return _Batches(self.reader.read(self.state.position, epochs), self.assignments)
+        return _Batches(
+            self.reader.read(self.state.position, epochs), self.assignments, self.subgraphs
+        )
 
     def _advance(self, batches: "_Batches", progress: Progress) -> Tensor:
         """One step, and what is told of it; returns this rank's share of the losses `[T]`."""
@@ -359,15 +363,26 @@ class Trainer:
 
 
 class _Batches(Iterator[Batch]):
-    """The reader's batches, with rows; remembers those that the pipeline has not yet trained."""
+    """The reader's batches with their rows or sub-graphs.
 
-    def __init__(self, source: Iterator[Batch], assignments: Assignments) -> None:
+    It remembers those that the pipeline has not yet trained.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[Batch],
+        assignments: Assignments,
+        subgraphs: SubgraphSampler | None = None,
+    ) -> None:
         self.source = source
         self.assignments = assignments
+        self.subgraphs = subgraphs
         self.held: deque[Batch] = deque()
 
     def __next__(self) -> Batch:
         batch = self.assignments.assign(next(self.source))
+        if self.subgraphs is not None:
+            batch = self.subgraphs.draw(batch)
         self.held.append(batch)
         return batch
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deltarec.layers.graph import Adjacency, Normalisation
+from deltarec.layers.graph import Adjacency, BehaviourGraphs, Normalisation, bipartite
 
 USERS = np.array([0, 0, 1, 2, 2, 2, 0])
 ITEMS = np.array([0, 1, 1, 0, 1, 3, 0])  # the first pair is there twice; user 3 and item 2 alone
@@ -30,7 +30,7 @@ def test_propagation_and_its_gradient(normalise: Normalisation):
         "symmetric": inverse.sqrt().diag() @ matrix @ inverse.sqrt().diag(),
         "none": matrix,
     }[normalise]
-    graph = Adjacency.of(USERS, ITEMS, SIZES, normalise, torch.device("cpu"))
+    graph = Adjacency.of(bipartite(USERS, ITEMS, SIZES), normalise, torch.device("cpu"))
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-6)):  # edges are fp32
         x = torch.randn(8, 48, dtype=dtype, requires_grad=True)
         upstream = torch.randn_like(x)
@@ -43,6 +43,16 @@ def test_propagation_and_its_gradient(normalise: Normalisation):
 
 def test_no_edges_propagate_nothing():
     none = np.empty(0, dtype=np.int64)
-    graph = Adjacency.of(none, none, SIZES, "symmetric", torch.device("cpu"))
+    graph = Adjacency.of(bipartite(none, none, SIZES), "symmetric", torch.device("cpu"))
     x = torch.full((8, 3), torch.nan)
     torch.testing.assert_close(graph.propagate(x), torch.zeros(8, 3))
+
+
+def test_induced_graphs_have_the_edges_among_their_nodes_and_degrees_of_these():
+    graphs = BehaviourGraphs([bipartite(USERS, ITEMS, SIZES)], "left", torch.device("cpu"))
+    nodes = torch.tensor([0, 2, 5])  # users 0 and 2, item 1; no edge to item 0, which both have
+    part = dense(USERS, ITEMS, SIZES)[nodes][:, nodes]
+    wanted = part / part.sum(1, keepdim=True)
+    [got] = graphs.induced(nodes)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(got.propagate(x), wanted.float() @ x)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltarec.layers.graph import Adjacency
+from deltarec.layers.graph import Adjacency, bipartite
 from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
 from deltarec.models.roles import Fields, FieldShapes, Side
 from tests.conftest import run_ranks
@@ -32,7 +32,7 @@ def graphs() -> tuple[list[Adjacency], list[Tensor]]:
     found, matrices = [], []
     for edges in (12, 8, 3):
         users, items = (random.integers(0, size, edges) for size in SIZES)
-        found.append(Adjacency.of(users, items, SIZES, "left", torch.device("cpu")))
+        found.append(Adjacency.of(bipartite(users, items, SIZES), "left", torch.device("cpu")))
         matrix = dense(users, items, SIZES)
         matrices.append(matrix / matrix.sum(1, keepdim=True).clamp(min=1))
     return found, matrices
@@ -218,6 +218,21 @@ def test_the_number_of_ranks_changes_nothing(
     runs = [torch.stack(run_ranks(n, step, tmp_path, data, pair)).mean(0) for n in (1, 3)]
     assert runs[0][-1, 0] < runs[0][0, 0]
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-4, atol=1e-6)
+
+
+def test_subgraphs_train_alike_on_any_number_of_ranks(data: Path, tmp_path: Path):
+    """Those of all that is near are the whole graph; smaller ones are other nodes at each step."""
+    pair = {"name": "mesi", "scale": 3.0, "l2": 0.01}
+
+    def losses(num_ranks: int, **graph: Any) -> Tensor:
+        step = partial(train, **{**JOB, "train__batch_size": 20, "model__graph": GRAPH | graph})
+        return torch.stack(run_ranks(num_ranks, step, tmp_path, data, pair)).mean(0)
+
+    whole, near = losses(1), losses(1, subgraph={"nodes": 80, "hops": 3})
+    torch.testing.assert_close(near, whole, rtol=1e-4, atol=1e-6)
+    few = [losses(n, subgraph={"nodes": 6, "hops": 2}) for n in (1, 3)]
+    assert not torch.allclose(few[0], whole, rtol=1e-3)
+    torch.testing.assert_close(few[1], few[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def train(folder: Path, data: Path, pair: dict[str, Any], **overrides: Any) -> t
     )
     trainer = Trainer(job, RunFolder(folder), torch.device("cpu"))
     trainer.model.train()
-    batches = _Batches(trainer.reader.read(Position(), job.train.epochs), trainer.assignments)
+    source = trainer.reader.read(Position(), job.train.epochs)
+    batches = _Batches(source, trainer.assignments, trainer.subgraphs)
     shares = []
     for _ in range(min(trainer.num_steps, 12)):
         shares.append(trainer._train_step(batches))

@@ -79,6 +79,8 @@ class Batch(Pipelineable):
     """Features that name nodes of a graph."""
     nodes: KeyedJaggedTensor | None = None
     """In training: this rank's slice of each table whose rows are nodes, by `node_slices`."""
+    subgraph: Tensor | None = None
+    """Int64 `[n]`, ascending nodes of a graph, if not all are there: `nodes` are slices of them."""
 
     def rows(self, feature: str) -> Tensor:
         """The ids of a feature whose rows are looked up one by one, int64 `[sum of lengths]`."""
@@ -92,6 +94,11 @@ class Batch(Pipelineable):
                 padded = features[feature].to_padded_dense(1, -1)
                 return padded[:, 0].long()
         raise KeyError(feature)
+
+    def node(self, feature: str, schema: Schema) -> Tensor:
+        """The node that a feature of `schema.placed` names, int64 `[B]`; -1 for none."""
+        ids = self.ids(feature)
+        return torch.where(ids < 0, -1, ids + schema.first_node(feature))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
@@ -151,21 +158,32 @@ def make_batch(
     )
 
 
-def node_slices(schema: Schema, rank: int, num_ranks: int) -> KeyedJaggedTensor | None:
+def node_slices(
+    schema: Schema, rank: int, num_ranks: int, subgraph: Tensor | None = None
+) -> KeyedJaggedTensor | None:
     """A rank's slice of the rows of each table of nodes, one id a bag; None without a graph.
 
     Slices are of equal length, the longest table's: what lies past a table's end is an empty bag.
+
+    Args:
+        schema: of the job.
+        rank: whose slice.
+        num_ranks: how many there are.
+        subgraph: int64 `[n]`, ascending, the nodes to slice; all, if not given.
     """
     if not schema.nodes:
         return None
-    sizes = [schema.table_rows[schema.table(name)] for name in schema.nodes]
-    longest = -(-max(sizes) // num_ranks)
-    values, lengths = [], torch.zeros(len(sizes), longest, dtype=torch.int32)
-    for i, size in enumerate(sizes):
-        share = -(-size // num_ranks)
-        ids = torch.arange(min(rank * share, size), min((rank + 1) * share, size))
-        values.append(ids)
-        lengths[i, : len(ids)] = 1
+    rows = [torch.arange(size) for size in schema.node_sizes]
+    if subgraph is not None:
+        users = schema.node_sizes[0]
+        is_user = subgraph < users
+        rows = [subgraph[is_user], subgraph[~is_user] - users]
+    longest = max(-(-len(ids) // num_ranks) for ids in rows)
+    values, lengths = [], torch.zeros(len(rows), longest, dtype=torch.int32)
+    for i, ids in enumerate(rows):
+        share = -(-len(ids) // num_ranks)
+        values.append(ids[rank * share : (rank + 1) * share])
+        lengths[i, : len(values[i])] = 1
     return KeyedJaggedTensor(keys=schema.nodes, values=torch.cat(values), lengths=lengths.flatten())
 
 

@@ -250,6 +250,16 @@ class Schema:
         return [n for n, f in self.features.items() if isinstance(f, NodeFeature)]
 
     @cached_property
+    def node_sizes(self) -> tuple[int, ...]:
+        """How many nodes each of those tables has."""
+        return tuple(self.table_rows[self.table(name)] for name in self.nodes)
+
+    def first_node(self, feature: str) -> int:
+        """The place among all nodes of row 0 of the table of a feature that names one."""
+        tables = [self.table(name) for name in self.nodes]
+        return sum(self.node_sizes[: tables.index(self.table(feature))])
+
+    @cached_property
     def in_files(self) -> dict[str, Feature]:
         """Features that are read."""
         made = {*self.drawn, *self.nodes}

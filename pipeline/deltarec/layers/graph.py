@@ -8,6 +8,7 @@ which is what a sparse product is: Σ_j values_ij x_j over the columns of row i.
 and COO 100.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,40 +65,63 @@ class Adjacency:
     transposed: CSR
 
     @classmethod
-    def of(
-        cls,
-        users: np.ndarray,
-        items: np.ndarray,
-        sizes: tuple[int, int],
-        normalise: Normalisation,
-        device: torch.device,
-    ) -> "Adjacency":
-        """From its events: nodes are the users, then the items.
+    def of(cls, edges: Any, normalise: Normalisation, device: torch.device) -> "Adjacency":
+        """From what `bipartite` gives, or a part of it.
 
         Args:
-            users: int64 `[events]`; a pair that is there twice is one edge.
-            items: int64 `[events]`
-            sizes: M users and N items.
+            edges: SciPy's sparse matrix `[N, N]`, symmetric.
             normalise: by the degrees of rows (`left`, D⁻¹A), of columns (`right`, AD⁻¹), of both
                 (`symmetric`, D^-½ A D^-½), or not.
             device: where to keep it.
         """
-        num_users, num_items = sizes
-        ones = np.ones(len(users), dtype=np.float64)
-        bipartite = sparse.csr_matrix((ones, (users, items)), shape=sizes)
-        bipartite.data[:] = 1.0  # duplicates were summed
-        upper = sparse.csr_matrix((num_users, num_users))
-        lower = sparse.csr_matrix((num_items, num_items))
-        matrix: Any = sparse.bmat([[upper, bipartite], [bipartite.T, lower]], format="csr")
-        degree = np.asarray(matrix.sum(1)).ravel()
+        degree = np.asarray(edges.sum(1)).ravel()
         left, right = _POWERS[normalise]
-        matrix = sparse.diags(_power(degree, left)) @ matrix @ sparse.diags(_power(degree, right))
+        matrix = sparse.diags(_power(degree, left)) @ edges @ sparse.diags(_power(degree, right))
         matrix = matrix.tocsr()
         return cls(CSR.of(matrix, device), CSR.of(matrix.T.tocsr(), device))
 
     def propagate(self, x: Tensor) -> Tensor:
         """Â x of `[nodes, D]`."""
         return _Propagate.apply(self, x)  # pyright: ignore[reportReturnType]
+
+
+def bipartite(users: np.ndarray, items: np.ndarray, sizes: tuple[int, int]) -> Any:
+    """The graph of a behaviour's events, [[0, R], [Rᵀ, 0]]: SciPy's CSR `[N, N]`, float64.
+
+    Args:
+        users: int64 `[events]`; a pair that is there twice is one edge.
+        items: int64 `[events]`
+        sizes: of users and of items; nodes are the users, then the items.
+    """
+    ones = np.ones(len(users), dtype=np.float64)
+    upper = sparse.csr_matrix((ones, (users, items)), shape=sizes)
+    upper.data[:] = 1.0  # duplicates were summed
+    none = [sparse.csr_matrix((size, size)) for size in sizes]
+    return sparse.bmat([[none[0], upper], [upper.T, none[1]]], format="csr")
+
+
+class BehaviourGraphs:
+    """The graphs of K behaviours over the same N nodes.
+
+    Args:
+        edges: of each behaviour, what `bipartite` gives.
+        normalise: as of `Adjacency.of`.
+        device: where to propagate.
+    """
+
+    def __init__(
+        self, edges: Sequence[Any], normalise: Normalisation, device: torch.device
+    ) -> None:
+        self.edges = edges
+        self.normalise: Normalisation = normalise
+        self.device = device
+        self.whole = [Adjacency.of(matrix, normalise, device) for matrix in edges]
+
+    def induced(self, nodes: Tensor) -> list[Adjacency]:
+        """The graphs of some nodes, int64 `[n]`, and the edges among them, by the degrees there."""
+        chosen = nodes.cpu().numpy()
+        parts = (matrix[chosen][:, chosen] for matrix in self.edges)
+        return [Adjacency.of(part, self.normalise, self.device) for part in parts]
 
 
 _POWERS = {"left": (-1, 0), "right": (0, -1), "symmetric": (-0.5, -0.5), "none": (0, 0)}

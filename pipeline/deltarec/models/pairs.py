@@ -21,7 +21,7 @@ from deltarec.distributed import gather_rows, rank, world_size
 from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.dropout import sample_keys, set_sample_keys
-from deltarec.layers.graph import Adjacency
+from deltarec.layers.graph import BehaviourGraphs
 from deltarec.layers.rows import seeing
 from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
 from deltarec.models.losses import LossTerm
@@ -64,8 +64,8 @@ class PairNetwork(nn.Module):
             behaviours = tuple(graph.behaviours)
             self.encoder = GRAPH_ENCODERS[graph.name](graph, dim, len(behaviours))
             width = len(behaviours) * self.encoder.output_dim
-        self.graphs: Sequence[Adjacency] = ()
-        """One for each behaviour, made of the data: to be set before the first batch."""
+        self.graphs: BehaviourGraphs | None = None
+        """Made of the data: to be set before the first batch."""
         self._encoded: Tensor | None = None
 
         def side(features: list[str]) -> Side:
@@ -152,7 +152,7 @@ class PairNetwork(nn.Module):
         if slices is not None:
             assert tables.nodes is not None
             found: Any = tables.nodes(slices.to(device))
-            self._encoded = self._encode(self._all_nodes(found.to_dict()))
+            self._encoded = self._encode(self._all_nodes(found.to_dict()), None)
         try:
             yield
         finally:
@@ -173,21 +173,23 @@ class PairNetwork(nn.Module):
             return fields, rows
         nodes, encoded = None, self._encoded
         if encoded is None:
-            nodes = self._all_nodes(found.nodes)
-            encoded = self._encode(nodes)
-        first, _ = self.schema.nodes
+            nodes = self._all_nodes(found.nodes, batch.subgraph)
+            encoded = self._encode(nodes, batch.subgraph)
         for name in self.schema.placed:
-            ids = batch.ids(name).clamp(min=0)
-            if self.schema.table(name) != self.schema.table(first):
-                ids = ids + self.schema.table_rows[self.schema.table(first)]
-            fields[name] = encoded[ids]
+            place = batch.node(name, self.schema).clamp(min=0)
+            if batch.subgraph is not None:
+                place = torch.searchsorted(batch.subgraph, place).clamp(max=len(encoded) - 1)
+            fields[name] = encoded[place]
             if self.l2 and nodes is not None:
-                rows[name] = nodes[ids]
+                rows[name] = nodes[place]
         return fields, rows
 
-    def _all_nodes(self, slices: Mapping[str, Tensor]) -> Tensor:
+    def _all_nodes(self, slices: Mapping[str, Tensor], subgraph: Tensor | None = None) -> Tensor:
         """This rank's slices of the two tables to all nodes, users first: `[N, D]`."""
-        sizes = [self.schema.table_rows[self.schema.table(name)] for name in self.schema.nodes]
+        sizes = self.schema.node_sizes
+        if subgraph is not None:
+            users = int((subgraph < sizes[0]).sum())
+            sizes = (users, len(subgraph) - users)
         shares = [-(-size // world_size()) for size in sizes]
         own = [slices[n][:share] for n, share in zip(self.schema.nodes, shares, strict=True)]
         gathered = gather_rows(torch.cat(own))
@@ -195,10 +197,11 @@ class PairNetwork(nn.Module):
         parts = zip(by_rank, sizes, strict=True)
         return torch.cat([part.flatten(0, 1)[:size] for part, size in parts])
 
-    def _encode(self, nodes: Tensor) -> Tensor:
-        """All nodes `[N, D]` to the vectors of all behaviours side by side, `[N, K·D']`."""
-        assert self.encoder is not None and self.graphs
-        return self.encoder(nodes, self.graphs).flatten(1)
+    def _encode(self, nodes: Tensor, subgraph: Tensor | None) -> Tensor:
+        """Nodes `[N, D]` to the vectors of all behaviours side by side, `[N, K·D']`."""
+        assert self.encoder is not None and self.graphs is not None
+        graphs = self.graphs.whole if subgraph is None else self.graphs.induced(subgraph)
+        return self.encoder(nodes, graphs).flatten(1)
 
     def _take(self, fields: dict[str, Tensor], features: list[str]) -> Fields:
         """Some features; dense ones are put together."""

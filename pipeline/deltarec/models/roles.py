@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deltarec.config import Config
 from deltarec.data.schema import Task
+from deltarec.data.subgraphs import SubgraphConfig
 from deltarec.embeddings.collections import JaggedSequence
 from deltarec.layers.graph import Adjacency, Normalisation
 from deltarec.layers.mlp import Adapt
@@ -211,6 +212,9 @@ class GraphConfig(Config):
     layers: int = Field(default=2, gt=0)
     normalise: Normalisation = "left"
     """Of a graph by its nodes' degrees: of rows, of columns, of both, or not."""
+    subgraph: SubgraphConfig | None = None
+    """Train each batch on a sub-graph drawn for it, for graphs too large to go through at every
+    step; evaluations see the whole graph."""
 
 
 class GraphEncoder(Member):
