@@ -41,11 +41,28 @@ def test_propagation_and_its_gradient(normalise: Normalisation):
         torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_edges_left_out():
+    """Of pairs that have one, either way round; the others, and all degrees, stay."""
+    matrix = dense(USERS, ITEMS, SIZES)
+    wanted = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    for user, item in ((0, 4), (2, 7)):
+        wanted[user, item] = wanted[item, user] = 0
+    graph = Adjacency.of(bipartite(USERS, ITEMS, SIZES), "left", torch.device("cpu"))
+    part = graph.without(torch.tensor([0, 2, 0, 1, 3]), torch.tensor([4, 7, 4, 4, 7]))
+    x = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    torch.testing.assert_close(part.propagate(x), wanted @ x, rtol=1e-7, atol=1e-7)
+    [gradient] = torch.autograd.grad(part.propagate(x), x, upstream)
+    torch.testing.assert_close(gradient, wanted.T @ upstream, rtol=1e-7, atol=1e-7)
+
+
 def test_no_edges_propagate_nothing():
     none = np.empty(0, dtype=np.int64)
     graph = Adjacency.of(bipartite(none, none, SIZES), "symmetric", torch.device("cpu"))
     x = torch.full((8, 3), torch.nan)
     torch.testing.assert_close(graph.propagate(x), torch.zeros(8, 3))
+    less = graph.without(torch.tensor([0]), torch.tensor([4]))
+    torch.testing.assert_close(less.propagate(x), torch.zeros(8, 3))
 
 
 def test_induced_graphs_have_the_edges_among_their_nodes_and_degrees_of_these():

@@ -214,6 +214,7 @@ def test_the_number_of_ranks_changes_nothing(
 ):
     """Each rank looks up a slice of the nodes; 60 users and 80 items in slices of unequal ends."""
     job = {**JOB, "balance": {"name": balance}, "embedding__tables__item__sharding": "row_wise"}
+    job["model__graph"] = GRAPH | {"hide_targets": balance == "equal"}
     step = partial(train, **job)
     runs = [torch.stack(run_ranks(n, step, tmp_path, data, pair)).mean(0) for n in (1, 3)]
     assert runs[0][-1, 0] < runs[0][0, 0]
@@ -230,7 +231,9 @@ def test_subgraphs_train_alike_on_any_number_of_ranks(data: Path, tmp_path: Path
 
     whole, near = losses(1), losses(1, subgraph={"nodes": 80, "hops": 3})
     torch.testing.assert_close(near, whole, rtol=1e-4, atol=1e-6)
-    few = [losses(n, subgraph={"nodes": 6, "hops": 2}) for n in (1, 3)]
+    near = losses(1, subgraph={"nodes": 80, "hops": 3}, hide_targets=True)
+    torch.testing.assert_close(near, losses(1, hide_targets=True), rtol=1e-4, atol=1e-6)
+    few = [losses(n, subgraph={"nodes": 6, "hops": 2}, hide_targets=True) for n in (1, 3)]
     assert not torch.allclose(few[0], whole, rtol=1e-3)
     torch.testing.assert_close(few[1], few[0], rtol=1e-4, atol=1e-6)
 

@@ -9,7 +9,8 @@ and COO 100.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +79,26 @@ class Adjacency:
         left, right = _POWERS[normalise]
         matrix = sparse.diags(_power(degree, left)) @ edges @ sparse.diags(_power(degree, right))
         matrix = matrix.tocsr()
+        matrix.sort_indices()
         return cls(CSR.of(matrix, device), CSR.of(matrix.T.tocsr(), device))
+
+    @cached_property
+    def places(self) -> Tensor:
+        """int64 `[E]`: row · N + column of each entry, ascending, of both matrices alike."""
+        starts = self.matrix.starts.long()
+        nodes = len(starts) - 1
+        rows = torch.arange(nodes, device=starts.device).repeat_interleave(starts.diff())
+        return rows * nodes + self.matrix.columns
+
+    def without(self, nodes: Tensor, others: Tensor) -> "Adjacency":
+        """The same, less the edges of nodes with others, int64 `[n]` each; degrees stay."""
+        number = len(self.matrix.starts) - 1
+        wanted = torch.cat([nodes * number + others, others * number + nodes])
+        entry = torch.searchsorted(self.places, wanted).clamp(max=len(self.places) - 1)
+        gone = entry[self.places[entry] == wanted] if len(self.places) else entry[:0]
+        kept = torch.ones_like(self.matrix.values).index_fill_(0, gone, 0)
+        matrices = (self.matrix, self.transposed)
+        return Adjacency(*(replace(m, values=m.values * kept) for m in matrices))
 
     def propagate(self, x: Tensor) -> Tensor:
         """Â x of `[nodes, D]`."""

@@ -21,7 +21,7 @@ from deltarec.distributed import gather_rows, rank, world_size
 from deltarec.embeddings.collections import EmbeddingTables, embedded, fake_quantisers
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.dropout import sample_keys, set_sample_keys
-from deltarec.layers.graph import BehaviourGraphs
+from deltarec.layers.graph import Adjacency, BehaviourGraphs
 from deltarec.layers.rows import seeing
 from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
 from deltarec.models.losses import LossTerm
@@ -64,6 +64,9 @@ class PairNetwork(nn.Module):
             behaviours = tuple(graph.behaviours)
             self.encoder = GRAPH_ENCODERS[graph.name](graph, dim, len(behaviours))
             width = len(behaviours) * self.encoder.output_dim
+        self.hidden = None
+        if graph is not None and graph.hide_targets:
+            self.hidden = [graph.user, *graph.behaviours]
         self.graphs: BehaviourGraphs | None = None
         """Made of the data: to be set before the first batch."""
         self._encoded: Tensor | None = None
@@ -152,7 +155,8 @@ class PairNetwork(nn.Module):
         if slices is not None:
             assert tables.nodes is not None
             found: Any = tables.nodes(slices.to(device))
-            self._encoded = self._encode(self._all_nodes(found.to_dict()), None)
+            assert self.graphs is not None
+            self._encoded = self._encode(self._all_nodes(found.to_dict()), self.graphs.whole)
         try:
             yield
         finally:
@@ -174,11 +178,9 @@ class PairNetwork(nn.Module):
         nodes, encoded = None, self._encoded
         if encoded is None:
             nodes = self._all_nodes(found.nodes, batch.subgraph)
-            encoded = self._encode(nodes, batch.subgraph)
+            encoded = self._encode(nodes, self._graphs_of(batch))
         for name in self.schema.placed:
-            place = batch.node(name, self.schema).clamp(min=0)
-            if batch.subgraph is not None:
-                place = torch.searchsorted(batch.subgraph, place).clamp(max=len(encoded) - 1)
+            place = self._places(batch, name).clamp(min=0)
             fields[name] = encoded[place]
             if self.l2 and nodes is not None:
                 rows[name] = nodes[place]
@@ -197,10 +199,33 @@ class PairNetwork(nn.Module):
         parts = zip(by_rank, sizes, strict=True)
         return torch.cat([part.flatten(0, 1)[:size] for part, size in parts])
 
-    def _encode(self, nodes: Tensor, subgraph: Tensor | None) -> Tensor:
+    def _places(self, batch: Batch, name: str) -> Tensor:
+        """By a feature, the places of nodes among those encoded, int64 `[B]`; -1 for none."""
+        node = batch.node(name, self.schema)
+        if batch.subgraph is None:
+            return node
+        place = torch.searchsorted(batch.subgraph, node).clamp(max=len(batch.subgraph) - 1)
+        return torch.where(node < 0, -1, place)
+
+    def _graphs_of(self, batch: Batch) -> Sequence[Adjacency]:
+        """What a batch is propagated over, the same on all ranks; a collective."""
+        assert self.graphs is not None
+        graphs = self.graphs.whole
+        if batch.subgraph is not None:
+            graphs = self.graphs.induced(batch.subgraph)
+        if self.hidden is None:
+            return graphs
+        ends = torch.stack([self._places(batch, name) for name in self.hidden], dim=1)
+        user, *items = gather_rows(ends).unbind(1)
+        there = [(user >= 0) & (item >= 0) for item in items]
+        return [
+            graph.without(user[known], item[known])
+            for graph, item, known in zip(graphs, items, there, strict=True)
+        ]
+
+    def _encode(self, nodes: Tensor, graphs: Sequence[Adjacency]) -> Tensor:
         """Nodes `[N, D]` to the vectors of all behaviours side by side, `[N, K·D']`."""
-        assert self.encoder is not None and self.graphs is not None
-        graphs = self.graphs.whole if subgraph is None else self.graphs.induced(subgraph)
+        assert self.encoder is not None
         return self.encoder(nodes, graphs).flatten(1)
 
     def _take(self, fields: dict[str, Tensor], features: list[str]) -> Fields:

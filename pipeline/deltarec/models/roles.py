@@ -212,6 +212,9 @@ class GraphConfig(Config):
     layers: int = Field(default=2, gt=0)
     normalise: Normalisation = "left"
     """Of a graph by its nodes' degrees: of rows, of columns, of both, or not."""
+    hide_targets: bool = False
+    """Train each batch on graphs that lack the edges of its own samples, as the graphs lack those
+    of the samples to be predicted: else a model learns to find again what the graph shows it."""
     subgraph: SubgraphConfig | None = None
     """Train each batch on a sub-graph drawn for it, for graphs too large to go through at every
     step; evaluations see the whole graph."""
