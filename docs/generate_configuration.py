@@ -15,8 +15,15 @@ from deltarec.config import Config, OneOf
 from deltarec.job import Job
 from deltarec.text.augment import AugmentJob
 from deltarec.text.encode import EncodeJob
+from deltarec.text.score import ScoreJob
+from deltarec.text.tokenise import TokeniseJob
 
-TEXT_JOBS: dict[str, type[Config]] = {"text augment": AugmentJob, "text encode": EncodeJob}
+TEXT_JOBS: dict[str, type[Config]] = {
+    "text augment": AugmentJob,
+    "text encode": EncodeJob,
+    "text tokenise": TokeniseJob,
+    "text score": ScoreJob,
+}
 TARGET = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """\
 # Configuration

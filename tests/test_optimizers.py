@@ -19,6 +19,7 @@ from torchrec.optim.fused import EmptyFusedOptimizer
 
 from deltarec.config import validate
 from deltarec.optimizers import DENSE_OPTIMIZERS, OptimizerConfig, StepOptimizer
+from deltarec.text.language_model import LanguageModel
 
 TORCHS = {
     "adam": torch.optim.Adam,
@@ -154,6 +155,50 @@ def test_between_two_steps_of_an_accumulation_nothing_moves():
     assert_same_parameters(model, still)
     train(model, optimizer, batches(1))
     assert (model.weight - still.weight).abs().min() > 0.1
+
+
+class Adapted(Dense):
+    """With a language model beside it, as far as an optimiser sees."""
+
+    class Language(LanguageModel):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.up, self.constant = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+            self.constant.requires_grad_(False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.language_model = self.Language()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.language_model.up(input)
+
+
+def test_a_language_model_has_its_own_rate_and_period():
+    """One step in three batches by the mean of their gradients, and one at the job's end."""
+    data, model, other = batches(4), Adapted(), Adapted()
+    own = {"dense": {"name": "sgd", "lr": 0.1}, "every": 3}
+    optimizer = optimizer_of(model, 4, dense={"name": "sgd", "lr": 0.5}, language_model=own)
+    up, gradients = other.language_model.up, []
+    for number, batch in enumerate(data):
+        whole = [other.weight, other.bias, up.weight, up.bias]
+        found = torch.autograd.grad(loss(other, batch), whole)
+        gradients.append(found[2:])
+        with torch.no_grad():
+            other.weight -= 0.5 * found[0]
+            other.bias -= 0.5 * found[1]
+            if number in (2, 3):
+                up.weight -= 0.1 * torch.stack([g[0] for g in gradients]).mean(0)
+                up.bias -= 0.1 * torch.stack([g[1] for g in gradients]).mean(0)
+                gradients = []
+        train(model, optimizer, [batch])
+        torch.testing.assert_close(model.weight, other.weight)
+        torch.testing.assert_close(model.language_model.up.weight, up.weight)
+        if number < 2:
+            names = optimizer.pending_gradients().keys()
+            assert names == {"language_model.up.weight", "language_model.up.bias"}
+    assert torch.equal(model.language_model.constant, torch.ones(2))
 
 
 def test_set_batches_continues_the_schedule_the_accumulation_and_the_kernels():

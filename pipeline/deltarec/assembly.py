@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from deltarec.balancing import balancer_of
@@ -24,6 +25,9 @@ from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import RankingModel, network_of
 from deltarec.models.roles import GraphConfig
 from deltarec.models.semantic_ids import SemanticIds
+from deltarec.text.language_model import LanguageModel
+from deltarec.text.made_tables import made_with
+from deltarec.text.tokenise import vocabulary_digest
 
 
 def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParallel, str]:
@@ -116,13 +120,14 @@ def check(job: Job) -> None:
         ValueError: the model's parts do not fit together, or the files do not fit the schema.
     """
     with torch.device("meta"):
-        network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
+        network = network_of(job.model, job.data_schema, job.embedding.resolved(), seed=0)
         balancer_of(job.balance, list(job.tasks), seed=0)
     for name, table in job.embedding.resolved().items():
         if table.frozen is not None:
             check_files(name, table.frozen, table.dim)
             if isinstance(job.model.text, SemanticIds.Config):
                 _check_codes(name, table.frozen, job.model.text.size)
+    _check_tokens(job, network)
     for split in ("train", "valid", "test"):
         if getattr(job.data, split) and not (job.stream and split == "train"):
             for file in job.data.files(split):
@@ -136,3 +141,23 @@ def _check_codes(name: str, frozen: FrozenConfig, size: int) -> None:
             f"model.text.size: {size}, but codes of embedding.tables.{name} go up to {largest}; "
             "take codes.size of text encode"
         )
+
+
+def _check_tokens(job: Job, network: nn.Module) -> None:
+    """Each language model must be given its own tokens."""
+    schema = job.data_schema
+    vectors = job.model.align.vectors if job.model.align else []
+    of_prompts = {schema.table(name) for name in job.model.texts if name not in vectors}
+    of_fields = {schema.table(name) for name in schema.frozen if name not in job.model.texts}
+    for name, module in network.named_modules():
+        if not isinstance(module, LanguageModel):
+            continue
+        wanted = vocabulary_digest(module.tokenizer)
+        for table in sorted(of_prompts if name == "language_model" else of_fields):
+            frozen = job.embedding.tables[table].frozen
+            for file in frozen.files() if frozen else []:
+                if made_with(file.schema).get("tokenizer") != wanted:
+                    raise ValueError(
+                        f"{file.path}: embedding.tables.{table} is not of tokens of "
+                        f"{module.config.model}; make it by text tokenise with that tokenizer"
+                    )

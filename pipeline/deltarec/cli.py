@@ -249,6 +249,35 @@ def _text_encode(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _text_tokenise(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.config import load
+    from deltarec.text.tokenise import TokeniseJob, tokenise
+
+    answer = tokenise(load(TokeniseJob, options.config, options.set))
+    _answer(
+        options,
+        answer,
+        f"{answer['rows'] - answer['empty']:,} of {answer['rows']:,} rows have tokens, at most "
+        f"{answer['dim']}; {answer['truncated']:,} were too long, the longest of "
+        f"{answer['longest']}\ntokens: {answer['output']}",
+    )
+    return 0
+
+
+def _text_score(options: argparse.Namespace, arguments: list[str]) -> int:
+    from deltarec.config import load
+    from deltarec.text.score import ScoreJob, score
+
+    answer = score(load(ScoreJob, options.config, options.set))
+    _answer(
+        options,
+        answer,
+        f"{answer['rows']:,} rows, {answer['scored']:,} of them scored now, by "
+        f"{answer['prompts']:,} prompts\ntable: {answer['output']}",
+    )
+    return 0
+
+
 def _bench(options: argparse.Namespace, arguments: list[str]) -> int:
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     if options.name not in names:
@@ -493,6 +522,16 @@ def _parser() -> argparse.ArgumentParser:
     encode = verb("encode", _text_encode, "Turns text into vectors by a frozen encoder.", of_text)
     encode.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
     overrides(encode)
+
+    tokenise = verb(
+        "tokenise", _text_tokenise, "Turns text into tokens, for a model inside a job.", of_text
+    )
+    tokenise.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    overrides(tokenise)
+
+    score = verb("score", _text_score, "Asks a causal model of samples: yes or no.", of_text)
+    score.add_argument("--config", required=True, metavar="FILE", help="the job's YAML file")
+    overrides(score)
 
     bench = verb("bench", _bench, "Runs a benchmark of the repository.")
     bench.add_argument(

@@ -9,7 +9,7 @@ from torch import nn
 
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.adatask import AdaTask
-from deltarec.balancing.balancer import GradientBalancer
+from deltarec.balancing.balancer import GradientBalancer, SampleBalancer
 from deltarec.balancing.equal import Equal
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rmtl import RMTL
@@ -40,6 +40,7 @@ from deltarec.models.cascade import joint_tasks
 from deltarec.models.ranking import ModelConfig
 from deltarec.models.roles import GraphConfig
 from deltarec.optimizers import SGD, Constant, OptimizerConfig
+from deltarec.text.prompt import features_of
 from deltarec.warm_start import WarmStartConfig
 
 Split = Literal["train", "valid", "test", "events"]
@@ -226,6 +227,12 @@ class Job(Config):
         kinds.update(dict.fromkeys(joint_tasks(self.tasks), "binary"))
         return kinds
 
+    @property
+    def losses(self) -> list[str]:
+        """The names of what is trained on: the tasks, then the losses of alignment."""
+        align = self.model.align
+        return [*self.tasks, *(f"align/{name}" for name in (align.names if align else []))]
+
     def metrics(self, measured: str) -> list[str]:
         """The names of all metrics of one of `measured` that the data admit."""
         kind = self.measured[measured]
@@ -260,6 +267,7 @@ class Job(Config):
         self._check_lists(schema)
         self._check_sequences(schema)
         self._check_text(schema)
+        self._check_language_model(schema)
         self._check_tasks()
         self._check_early_stopping()
         self._check_scenario()
@@ -341,21 +349,66 @@ class Job(Config):
         if self.model.text is None:
             return
         kind = TEXT_ADAPTORS[self.model.text.name]  # pyright: ignore
-        if not schema.frozen_tables:
+        adapted = [name for name in schema.frozen if name not in self.model.texts]
+        if not adapted:
             raise ValueError("model.text: is for frozen tables; give one embedding.tables.…frozen")
         if not kind.reads_codes:
             return
-        for name, table in self.embedding.resolved().items():
-            if table.frozen is not None and table.precision != "fp32":
-                raise ValueError(
-                    f"embedding.tables.{name}.precision: {table.precision} rounds the codes that "
-                    "model.text reads; take fp32"
-                )
-        for name in schema.frozen:
+        self._check_exact({schema.table(name) for name in adapted}, "codes that model.text reads")
+        for name in adapted:
             if isinstance(schema.sparse[name], IdListFeature):
                 raise ValueError(
                     f"features.{name}.kind: a list of codes cannot be pooled; make it a sequence"
                 )
+
+    def _check_exact(self, names: set[str], what: str) -> None:
+        """Tables of whole numbers must hold them as they are."""
+        for name in sorted(names):
+            table = self.embedding.tables[name]
+            precision = table.precision or self.embedding.precision
+            if precision != "fp32":
+                raise ValueError(
+                    f"embedding.tables.{name}.precision: {precision} rounds the {what}; take fp32"
+                )
+
+    def _check_language_model(self, schema: Schema) -> None:
+        model = self.model
+        method = BALANCERS[self.balance.name]  # pyright: ignore
+        by_gradient = issubclass(method, (GradientBalancer, SampleBalancer))
+        if model.align is not None and len(self.tasks) > 1 and by_gradient:
+            raise ValueError(
+                f"balance.name: '{self.balance.name}' weighs tasks by gradients or samples, which "  # pyright: ignore
+                "losses of alignment do not have; choose another method"
+            )
+        if model.score is not None and model.score.task not in (None, *self.tasks):
+            raise ValueError(f"model.score.task: no task '{model.score.task}'")
+        soft = [name for prompt in model.prompts for name in features_of(prompt, "soft")]
+        for name in (*model.texts, *soft):
+            if name not in schema.sparse:
+                raise ValueError(f"model: there is no feature '{name}' of ids, which a prompt has")
+        for name in soft:
+            if name in schema.sequences or name in model.texts:
+                raise ValueError(
+                    f"features.{name}: a soft token is one vector; take an id, or a list of ids"
+                )
+        vectors = model.align.vectors if model.align else []
+        for name in model.texts:
+            kinds = (IdFeature,) if name in vectors else (IdFeature, SequenceFeature)
+            if schema.table(name) not in schema.frozen_tables or not isinstance(
+                schema.sparse[name], kinds
+            ):
+                raise ValueError(
+                    f"features.{name}: a text is an id{'' if name in vectors else ' or a sequence'}"
+                    f" of a frozen table; '{schema.table(name)}' is none, or the kind is another"
+                )
+            targets = [n for n, f in schema.sequences.items() if f.target == name]
+            if targets and targets[0] not in model.texts:
+                raise ValueError(
+                    f"features.{targets[0]}.target: '{name}' is a text of model.align or score, "
+                    "and no field; choose another"
+                )
+        tokens = {schema.table(name) for name in model.texts if name not in vectors}
+        self._check_exact(tokens, "tokens that a prompt is made of")
 
     def _check_aligned(
         self, schema: Schema, name: str, sequence: SequenceFeature, first: str

@@ -24,6 +24,7 @@ from deltarec.config import Config, OneOf
 from deltarec.embeddings.collections import FROZEN
 from deltarec.embeddings.quantised_collections import lookup_modules
 from deltarec.embeddings.quantised_kernel import QuantisedKernel
+from deltarec.text.language_model import LanguageModel
 
 
 class DenseOptimizer(Config):
@@ -137,15 +138,68 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
+class LanguageModelOptimizer(Config):
+    """How what is trained of a language model is updated: slower and rarer than all the rest."""
+
+    dense: Annotated[DenseOptimizer, OneOf(DENSE_OPTIMIZERS)] = AdamW(name="adamw", lr=5e-5)
+    every: int = Field(default=1, gt=0)
+    """Batches whose gradients make one step, by their mean."""
+
+
 class OptimizerConfig(Config):
     """How parameters are updated; tables have their own optimiser in `embedding.optimizer`."""
 
     dense: Annotated[DenseOptimizer, OneOf(DENSE_OPTIMIZERS)] = Adam(name="adam", lr=1e-3)
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = Constant(name="constant")
     clip_norm: float | None = Field(default=None, gt=0)
-    """The largest norm of all dense gradients together."""
+    """The largest norm of all dense gradients together; of a language model's, apart."""
     accumulate: int = Field(default=1, gt=0)
     """Batches whose dense gradients make one step; tables are updated at every batch."""
+    language_model: LanguageModelOptimizer = LanguageModelOptimizer()
+    """Of `model.language_model`, and of the language_model adaptor."""
+
+
+class _DenseGroup:
+    """Replicated parameters that one optimiser updates, once in so many batches.
+
+    Args:
+        config: of the optimiser.
+        parameters: by name.
+        every: batches whose gradients make one step.
+    """
+
+    def __init__(self, config: DenseOptimizer, parameters: dict[str, Tensor], every: int) -> None:
+        self.parameters = parameters
+        self.every = every
+        # PyTorch's optimisers refuse an empty list: a model may be nothing but tables.
+        wrapped = KeyedOptimizerWrapper(parameters, config.build) if parameters else None
+        self.optimizer: KeyedOptimizer = wrapped or EmptyFusedOptimizer()
+
+    def zero_grad(self, batches: int) -> None:
+        """Begin a batch, so many having been trained."""
+        if batches % self.every == 0:
+            self.optimizer.zero_grad()
+
+    def step(self, batches: int, is_last: bool, clip_norm: float | None) -> None:
+        """Update, if the batch after so many completes an accumulation or is the job's last."""
+        accumulated = batches % self.every + 1
+        if accumulated < self.every and not is_last:
+            return
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if accumulated > 1:
+            torch._foreach_div_(gradients, accumulated)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(list(self.parameters.values()), clip_norm)
+        self.optimizer.step()
+
+    def pending(self) -> dict[str, Tensor]:
+        """Gradients that an accumulation has gathered, by name."""
+        if self.every == 1:
+            return {}
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return {name: p.grad for name, p in self.parameters.items()}  # pyright: ignore
 
 
 class StepOptimizer:
@@ -160,12 +214,19 @@ class StepOptimizer:
     def __init__(
         self, config: OptimizerConfig, model: DistributedModelParallel, num_steps: int
     ) -> None:
-        dense = {
-            name: parameter
-            for name, parameter in in_backward_optimizer_filter(model.named_parameters())
-            # a table that lies wholly on other ranks is an empty parameter
-            if parameter.numel() and not name.startswith(FROZEN)
+        of_language_models = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, LanguageModel)
+            for parameter in module.parameters()
         }
+        dense: dict[str, Tensor] = {}
+        language: dict[str, Tensor] = {}
+        for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
+            # a table that lies wholly on other ranks is an empty parameter
+            if parameter.numel() and parameter.requires_grad and not name.startswith(FROZEN):
+                group = language if id(parameter) in of_language_models else dense
+                group[name] = parameter
         fused = model.fused_optimizer
         self._fbgemm = [
             module
@@ -177,13 +238,13 @@ class StepOptimizer:
         self.num_steps = num_steps
         self.batches = 0
         """Batches trained so far."""
-        self._dense_parameters = list(dense.values())
         self._fused = fused
-        # PyTorch's optimisers refuse an empty list: a model may be nothing but tables.
-        build = KeyedOptimizerWrapper(dense, config.dense.build) if dense else EmptyFusedOptimizer()
-        self._dense: KeyedOptimizer = build
-        self.combined = CombinedOptimizer([fused, self._dense])
-        """Both, for their state."""
+        self._groups = [_DenseGroup(config.dense, dense, config.accumulate)]
+        if language:
+            own = config.language_model
+            self._groups.insert(0, _DenseGroup(own.dense, language, own.every))
+        self.combined = CombinedOptimizer([fused, *(group.optimizer for group in self._groups)])
+        """All, for their state."""
         self._base_rates = [group["lr"] for group in self.combined.param_groups]
 
     def zero_grad(self) -> None:
@@ -193,34 +254,24 @@ class StepOptimizer:
             group["lr"] = rate * factor  # pyright: ignore[reportIndexIssue]
         self._fused.step()  # hands the rate to the kernels; their update is part of backward
         self._number_update()
-        if self.batches % self.config.accumulate == 0:
-            self._dense.zero_grad()
+        for group in self._groups:
+            group.zero_grad(self.batches)
 
     def step(self) -> None:
-        """Update dense parameters, if this batch completes an accumulation or is the job's last."""
-        accumulated = self.batches % self.config.accumulate + 1
+        """Update dense parameters whose accumulation this batch completes; all at the last one."""
+        is_last = self.batches + 1 == self.num_steps
+        for group in self._groups:
+            group.step(self.batches, is_last, self.config.clip_norm)
         self.batches += 1
-        if accumulated < self.config.accumulate and self.batches != self.num_steps:
-            return
-        gradients = [p.grad for p in self._dense_parameters if p.grad is not None]
-        if accumulated > 1:
-            torch._foreach_div_(gradients, accumulated)
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._dense_parameters, self.config.clip_norm)
-        self._dense.step()
 
     def pending_gradients(self) -> dict[str, Tensor]:
-        """Dense gradients that an accumulation has gathered, by name: part of a job's state."""
-        if self.config.accumulate == 1:
-            return {}
-        for parameter in self._dense_parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return {name: parameter.grad for name, parameter in self._dense.params.items()}  # pyright: ignore
+        """Dense gradients that accumulations have gathered, by name: part of a job's state."""
+        return {name: g for group in self._groups for name, g in group.pending().items()}
 
     def init_state(self) -> None:
-        """Create the state of a dense optimiser that has made no step yet, so it can be loaded."""
-        self._dense.init_state()
+        """Create the state of dense optimisers that have made no step yet, so it can be loaded."""
+        for group in self._groups:
+            group.optimizer.init_state()
 
     def set_batches(self, batches: int) -> None:
         """Continue after so many batches: the schedule, and the step counter of fused kernels."""

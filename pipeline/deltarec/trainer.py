@@ -220,7 +220,7 @@ class Trainer:
             progress.update(num_samples)
             return
         mean = all_sum(losses) / world_size()
-        values = dict(zip(self.job.tasks, mean.tolist(), strict=True))
+        values = dict(zip(self.job.losses, mean.tolist(), strict=True))
         progress.update(num_samples, " ".join(f"{k} {v:.4f}" for k, v in values.items()))
         logged = {f"loss/{name}": value for name, value in values.items()}
         logged["learning_rate"] = self.optimizer.rates()[-1]
@@ -248,7 +248,7 @@ class Trainer:
     @contextmanager
     def _supervision(self) -> Iterator[Supervision]:
         try:
-            with Supervision(list(self.job.tasks), self.watchdog) as supervision:
+            with Supervision(self.job.losses, self.watchdog) as supervision:
                 yield supervision
         except NotFinite as error:
             self.checkpoints.wait()

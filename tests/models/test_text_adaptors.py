@@ -19,6 +19,7 @@ from deltarec.models import SEQUENCE_ENCODERS, TEXT_ADAPTORS, TRUNKS
 from deltarec.models.ranking import ModelConfig, Network, TaskLosses
 from tests.models.test_every_combination import OPTIONS, check_gradients, with_padding
 from tests.small_job import write_small_data
+from tests.text.tiny import save_tiny_encoder
 from tests.text_job import CODES, text_job, write_vectors
 
 ADAPTORS: dict[str, dict[str, Any]] = {
@@ -26,6 +27,7 @@ ADAPTORS: dict[str, dict[str, Any]] = {
     "hybrid_experts": {"hidden": [8, 8], "dropout": 0.2},
     "whitened_mixture": {"dim": 8, "experts": 3},
     "semantic_ids": {"dim": 8, "size": CODES["size"]},
+    "language_model": {"dim": 8, "lora": {"rank": 2}},
 }
 Data = dict[bool, tuple[Job, Batch, list[Any]]]
 
@@ -35,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_small_data(folder)
     write_vectors(folder)
+    save_tiny_encoder(folder / "encoder")
     return folder
 
 
@@ -73,12 +76,17 @@ def data(folder: Path) -> Iterator[Data]:
 
 
 @pytest.mark.parametrize("adaptor", ADAPTORS)
-def test_it_goes_with_every_encoder_and_trunk(data: Data, adaptor: str, one_process: Any):
+def test_it_goes_with_every_encoder_and_trunk(
+    folder: Path, data: Data, adaptor: str, one_process: Any
+):
     """Gradients reach every parameter, in bf16 too; padding and the batch change no sample."""
-    job, batch, vectors = data[adaptor == "semantic_ids"]
+    job, batch, vectors = data[TEXT_ADAPTORS[adaptor].reads_codes]
+    options = {"name": adaptor, **ADAPTORS[adaptor]}
+    if adaptor == "language_model":
+        options["model"] = str(folder / "encoder")
     for encoder, trunk in itertools.product(SEQUENCE_ENCODERS, TRUNKS):
         tree = job.model.model_dump(mode="json") | {
-            "text": {"name": adaptor, **ADAPTORS[adaptor]},
+            "text": options,
             "sequence": {"name": encoder, **OPTIONS["sequence"][encoder]},
             "trunk": {"name": trunk, **OPTIONS["trunk"][trunk]},
         }
@@ -86,6 +94,9 @@ def test_it_goes_with_every_encoder_and_trunk(data: Data, adaptor: str, one_proc
         torch.manual_seed(0)
         specs = job.embedding.resolved()
         network = Network(config, job.data_schema, specs, seed=0, bf16=trunk == "dcn")
+        for name, parameter in network.named_parameters():
+            if name.endswith(".up"):  # of LoRA: at zero nothing reaches the other factor
+                torch.nn.init.normal_(parameter)
         columns = network(batch, vectors)
         losses = TaskLosses(job.tasks, network.heads.losses)(columns, batch)
         losses.sum().backward()

@@ -14,9 +14,10 @@ import yaml
 
 from deltarec.cli import main
 from deltarec.config import validate
-from deltarec.text.augment import METADATA, AugmentJob, augment, write_prompts
+from deltarec.text.augment import AugmentJob, augment, write_prompts
 from deltarec.text.chat import ServerError
 from deltarec.text.journal import Journal
+from deltarec.text.made_tables import METADATA
 from tests.conftest import FORKS
 from tests.text.chat_server import Response, chat_server
 

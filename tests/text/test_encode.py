@@ -14,9 +14,9 @@ import yaml
 
 from deltarec.cli import main
 from deltarec.config import validate
-from deltarec.text.augment import METADATA
 from deltarec.text.encode import EncodeJob, encode
 from deltarec.text.encoder import Encoder, EncoderConfig, model_folder, pool
+from deltarec.text.made_tables import METADATA
 from tests.text.tiny import save_tiny_encoder
 
 TITLES = [f"{'long ' * (i % 3)}title {i}" for i in range(9)] + [None, "x" * 200]

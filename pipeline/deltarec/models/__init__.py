@@ -6,6 +6,7 @@ from deltarec.models.adatt import AdaTTHeads
 from deltarec.models.aitm import AITMHeads
 from deltarec.models.bilinear import Bilinear
 from deltarec.models.cigcn import CIGCN
+from deltarec.models.contrastive import Contrastive
 from deltarec.models.cross_stitch import CrossStitchHeads
 from deltarec.models.dbmtl import DBMTLHeads
 from deltarec.models.dcn import DCNTrunk
@@ -19,6 +20,8 @@ from deltarec.models.hybrid_experts import HybridExperts
 from deltarec.models.joined import Joined
 from deltarec.models.lightgcn import LightGCN
 from deltarec.models.m3oe import M3oE
+from deltarec.models.masked_feature import MaskedFeature
+from deltarec.models.masked_token import MaskedToken
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.mesi import MESI
 from deltarec.models.mf import MatrixFactorisation
@@ -28,10 +31,13 @@ from deltarec.models.multi_ipw_dr import MultiDRHeads, MultiIPWHeads
 from deltarec.models.omoe import OMoEHeads
 from deltarec.models.pepnet import PEPNet
 from deltarec.models.ple import PLEHeads
+from deltarec.models.pooled_state import PooledState
 from deltarec.models.roles import (
+    AlignmentLoss,
     GraphEncoder,
     PairModel,
     ScenarioModule,
+    Scorer,
     SequenceEncoder,
     TaskHeads,
     TextAdaptor,
@@ -44,16 +50,20 @@ from deltarec.models.single import NoScenario
 from deltarec.models.star import STAR
 from deltarec.models.tem4ctr import TEM4CTREncoder
 from deltarec.models.text_mlp import TextMLP
+from deltarec.models.text_towers import TextTowers
 from deltarec.models.towers import ScenarioTowers
+from deltarec.models.tuned_encoder import TunedEncoder
 from deltarec.models.two_tower import TwoTower
 from deltarec.models.whitened_mixture import WhitenedMixture
 from deltarec.models.wide_deep import WideDeepTrunk
+from deltarec.models.yes_no import YesNo
 
 TEXT_ADAPTORS: dict[str, type[TextAdaptor]] = {
     "mlp": TextMLP,
     "hybrid_experts": HybridExperts,
     "whitened_mixture": WhitenedMixture,
     "semantic_ids": SemanticIds,
+    "language_model": TunedEncoder,
 }
 SEQUENCE_ENCODERS: dict[str, type[SequenceEncoder]] = {
     "mean": MeanEncoder,
@@ -101,4 +111,14 @@ PAIR_MODELS: dict[str, type[PairModel]] = {
 GRAPH_ENCODERS: dict[str, type[GraphEncoder]] = {
     "lightgcn": LightGCN,
     "cigcn": CIGCN,
+}
+ALIGNMENT_LOSSES: dict[str, type[AlignmentLoss]] = {
+    "contrastive": Contrastive,
+    "masked_feature": MaskedFeature,
+    "masked_token": MaskedToken,
+}
+SCORERS: dict[str, type[Scorer]] = {
+    "yes_no": YesNo,
+    "pooled_state": PooledState,
+    "text_towers": TextTowers,
 }

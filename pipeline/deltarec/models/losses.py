@@ -8,10 +8,12 @@ and which samples the mean is over. `models/ranking.py` sums and counts over all
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltarec.data.schema import Task
+from deltarec.distributed import all_sum, world_size
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,13 @@ def cross_entropy(
 ) -> Tensor:
     """−q y log p − (1 − y) log(1 − p) from log p and log(1 − p), each `[B]`."""
     return -(positive_weight * label * log_positive + (1 - label) * log_negative)
+
+
+def share_of_mean(values: Tensor, samples: Tensor) -> Tensor:
+    """This rank's share of the mean of values `[n]` over some of them, bool `[n]`, of all ranks.
+
+    As in `TaskLosses`: times the number of ranks, by which gradients are divided. The mean over
+    nothing is 0.
+    """
+    count = all_sum(samples.sum()).clamp(min=1)
+    return torch.where(samples, values, 0).sum() * (world_size() / count)

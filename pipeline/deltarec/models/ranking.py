@@ -2,7 +2,7 @@
 """A ranking model: tables, then a network of one member for each role, then losses."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -32,16 +32,28 @@ from deltarec.models import (
     GRAPH_ENCODERS,
     PAIR_MODELS,
     SCENARIO_MODULES,
+    SCORERS,
     SEQUENCE_ENCODERS,
     TASK_HEADS,
     TEXT_ADAPTORS,
     TRUNKS,
 )
+from deltarec.models.alignment import AlignConfig, Alignment
 from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.pairs import PairNetwork
-from deltarec.models.roles import Fields, FieldShapes, GraphConfig, PairConfig, TextAdaptor
+from deltarec.models.roles import (
+    Fields,
+    FieldShapes,
+    GraphConfig,
+    PairConfig,
+    ScoreConfig,
+    TextAdaptor,
+)
+from deltarec.models.scored_task import ScoredTask
 from deltarec.models.single import NoScenario
+from deltarec.text.language_model import LanguageModel, LanguageModelConfig
+from deltarec.text.prompt import features_of
 
 
 class ModelConfig(Config):
@@ -53,6 +65,14 @@ class ModelConfig(Config):
     """Makes vectors of users and items by what users did, for the pair model."""
     text: Annotated[Config, OneOf(TEXT_ADAPTORS)] | None = None
     """Makes fields of the vectors of frozen tables; the vectors themselves are, if not given."""
+    language_model: LanguageModelConfig | None = None
+    """Reads prompts while the job runs, for `align` and `score`; its own updates are in
+    `train.optimizer.language_model`."""
+    align: AlignConfig | None = None
+    """Draws the trunk's representation and a text's together, the first of two stages; the second
+    is a job without it that warm-starts from this one."""
+    score: Annotated[ScoreConfig, OneOf(SCORERS)] | None = None
+    """A logit of the language model's, averaged with that of the task heads."""
     sequence: Annotated[Config, OneOf(SEQUENCE_ENCODERS)] = MeanEncoder.Config(name="mean")
     """Encodes each sequence feature, with those aligned with it; with several, each has an encoder
     of its own."""
@@ -68,7 +88,8 @@ class ModelConfig(Config):
         if self.pair is None and (self.trunk is None or self.heads is None):
             raise ValueError("needs 'trunk' and 'heads', or for pairwise tasks 'pair'")
         joined = self.pair is not None and self.pair.name == "joined"
-        others = self.trunk is not None or self.text is not None or (self.heads and not joined)
+        others = self.trunk is not None or (self.heads and not joined)
+        others = others or any(part is not None for part in (self.text, self.align, self.score))
         if self.pair is not None and others:
             raise ValueError(
                 "'pair' is the whole model of pairwise tasks, with 'graph', and with 'heads' if it "
@@ -78,7 +99,22 @@ class ModelConfig(Config):
             raise ValueError("'pair' joined needs 'heads', such as {name: mmoe, …}")
         if self.graph is not None and self.pair is None:
             raise ValueError("'graph' is for pairwise tasks; give 'pair', or leave it out")
+        if (self.language_model is None) != (not self.prompts):
+            raise ValueError("'language_model' goes together with a prompt of 'align' or 'score'")
         return self
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts of the language model."""
+        aligned = [self.align.prompt] if self.align and self.align.prompt else []
+        return aligned + (self.score.prompts if self.score else [])
+
+    @property
+    def texts(self) -> list[str]:
+        """Features that are text, and no fields of the trunk."""
+        found = [*(self.align.vectors if self.align else [])]
+        found += [name for prompt in self.prompts for name in features_of(prompt, "text")]
+        return list(dict.fromkeys(found))
 
 
 class Network(nn.Module):
@@ -109,12 +145,15 @@ class Network(nn.Module):
         self.fake_quantisers = fake_quantisers(tables)
         self.dropouts = nn.ModuleDict({name: RowDropout(p) for name, p in schema.dropout.items()})
         self.text = None
-        dim_of = {name: tables[schema.table(name)].dim for name in schema.sparse}
+        dims = {name: tables[schema.table(name)].dim for name in schema.sparse}
+        dim_of = dict(dims)
+        texts = config.texts
+        self.adapted = [name for name in schema.frozen if name not in texts]
         if config.text is not None:
-            used = sorted({schema.table(name) for name in schema.frozen})
-            dims = {table: tables[table].dim for table in used}
-            self.text = TEXT_ADAPTORS[_name(config.text)](config.text, dims)
-            dim_of |= dict.fromkeys(schema.frozen, self.text.output_dim)
+            used = sorted({schema.table(name) for name in self.adapted})
+            widths = {table: tables[table].dim for table in used}
+            self.text = TEXT_ADAPTORS[_name(config.text)](config.text, widths)
+            dim_of |= dict.fromkeys(self.adapted, self.text.output_dim)
         encoder = SEQUENCE_ENCODERS[_name(config.sequence)]
         self.encoders = nn.ModuleDict(
             {
@@ -125,11 +164,14 @@ class Network(nn.Module):
                     schema.sequences[name].target is not None,
                 )
                 for name, names in schema.sequence_groups.items()
+                if name not in texts
             }
         )
-        names = [name for name in schema.sparse if name not in schema.sequences]
-        for group in schema.sequence_groups.values():
-            names += group
+        names = [n for n in schema.sparse if n not in schema.sequences and n not in texts]
+        self.single = tuple(names)
+        """Features with one vector a sample that are fields."""
+        for name in self.encoders:
+            names += schema.sequence_groups[name]
         widths = tuple(dim_of[name] for name in names)
         shapes = FieldShapes(widths, len(schema.dense), tuple(names))
         self.scenario = SCENARIO_MODULES[_name(config.scenario)](
@@ -141,6 +183,19 @@ class Network(nn.Module):
         self.heads = TASK_HEADS[_name(config.heads)](
             config.heads, self.scenario.output_dim, schema.tasks
         )
+        self.language_model = None
+        if config.language_model is not None:
+            causal = config.score is not None and SCORERS[config.score.name].causal
+            self.language_model = LanguageModel(config.language_model, causal)
+        self.alignment = None
+        if config.align is not None:
+            self.alignment = Alignment(
+                config.align, schema, dims, self.scenario.output_dim, self.language_model, texts
+            )
+        self.scorer = None
+        if config.score is not None:
+            assert self.language_model is not None
+            self.scorer = ScoredTask(config.score, self.language_model, schema, dims)
 
     def forward(self, batch: Batch, outputs: list) -> Tensor:
         """What the heads give, `[B, C]`, from a batch and the outputs of its tables."""
@@ -148,27 +203,53 @@ class Network(nn.Module):
 
     def represented(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor]:
         """The representation `[B, H]`, and what the heads make of it."""
+        seen = self._see(batch, outputs)
+        return seen.representation, seen.columns
+
+    def aligned(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor]:
+        """What the heads give, and this rank's shares of the losses of alignment, `[A]`."""
+        assert self.alignment is not None
+        seen = self._see(batch, outputs)
+        shares = self.alignment(
+            seen.found, batch, seen.representation, seen.represent, self.language_model
+        )
+        return seen.columns, shares
+
+    def _see(self, batch: Batch, outputs: list) -> "_Seen":
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
         found = embedded(self.schema, outputs, batch, self.fake_quantisers)
         thinned = {name: dropout(found.pooled[name]) for name, dropout in self.dropouts.items()}
-        found = replace(found, pooled=found.pooled | thinned)
-        with torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16):
+        adapted = replace(found, pooled=found.pooled | thinned)
+        autocast = torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16)
+        with autocast:
             if self.text is not None:
-                found = self._adapted(found, self.text)
-            vectors = list(found.pooled.values())
+                adapted = self._adapted(adapted, self.text)
+            vectors = {name: adapted.pooled[name] for name in self.single}
             for name, encoder in self.encoders.items():
                 target = self.schema.sequences[name].target
-                group = [found.sequences[other] for other in self.schema.sequence_groups[name]]
-                vectors += encoder(found.pooled[target] if target else None, group)
-            representation = self.scenario(Fields(vectors, batch.dense), batch.scenario)
-            return representation, self.heads(representation)
+                names = self.schema.sequence_groups[name]
+                group = [adapted.sequences[other] for other in names]
+                encoded = encoder(adapted.pooled[target] if target else None, group)
+                vectors |= zip(names, encoded, strict=True)
+
+        def represent(replaced: Mapping[str, Tensor]) -> Tensor:
+            fields = Fields(list((vectors | dict(replaced)).values()), batch.dense)
+            with autocast:
+                return self.scenario(fields, batch.scenario)
+
+        representation = represent({})
+        with autocast:
+            columns = self.heads(representation)
+        if self.scorer is not None:
+            columns = self.scorer(columns, self.language_model, found, batch.index)
+        return _Seen(found, represent, representation, columns)
 
     def _adapted(self, found: Embedded, text: TextAdaptor) -> Embedded:
         """The looked-up vectors, those of frozen tables made fields or sequences of fields."""
         schema = self.schema
         pooled, sequences = dict(found.pooled), dict(found.sequences)
-        for use, name in enumerate(schema.frozen):
+        for use, name in enumerate(self.adapted):
             if name in sequences:
                 values = sequences[name].values
                 rows, place = occurrences(sequences[name].lengths, len(values))
@@ -192,6 +273,17 @@ class Network(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """The parameters that one task alone reaches."""
         return reached_by_one_task(self.heads, len(self.schema.tasks), self.scenario.output_dim)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a network has made of a batch."""
+
+    found: Embedded
+    represent: Callable[[Mapping[str, Tensor]], Tensor]
+    """The representation with the vectors of some fields replaced."""
+    representation: Tensor
+    columns: Tensor
 
 
 def network_of(
@@ -249,9 +341,14 @@ class RankingModel(nn.Module):
             assert isinstance(network, Network)
             balancer.prepare(network.scenario.output_dim)
             self.boundary = WeighedSamples(network, self.losses, balancer)
+        elif isinstance(network, Network) and network.alignment is not None:
+            self.boundary = AlignedNetwork(network, self.losses, balancer)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Losses `[T]` to sum and differentiate; detached, plain losses and logits `[B, T]`."""
+        """Losses to sum and differentiate; detached, plain losses and logits `[B, T]`.
+
+        The plain losses are the tasks' `[T]`, and in training those of alignment after them.
+        """
         if self.boundary is not None and torch.is_grad_enabled():
             total, losses, columns = self.boundary(batch, self.tables(batch))
             return total, (losses, columns[:, : self.num_tasks])
@@ -343,6 +440,29 @@ class WeighedSamples(nn.Module):
         )
         total = losses(columns, batch, weights).sum() + own
         return total.reshape(1), plain, columns.detach()
+
+
+class AlignedNetwork(nn.Module):
+    """Runs a network with its losses of alignment beside the tasks'.
+
+    Args:
+        network: that has some.
+        losses: columns and batch to this rank's shares of the tasks' losses.
+        balancer: of the tasks' losses.
+    """
+
+    def __init__(self, network: Network, losses: TaskLosses, balancer: Balancer) -> None:
+        super().__init__()
+        self._parts = (network, losses, balancer)  # not registered here a second time
+
+    def forward(self, batch: Batch, outputs: list) -> tuple[Tensor, Tensor, Tensor]:
+        """What to differentiate; detached, losses `[T + A]` and columns `[B, C]`."""
+        network, losses, balancer = self._parts
+        assert network.alignment is not None
+        columns, shares = network.aligned(batch, outputs)
+        found = losses(columns, batch)
+        total = torch.cat([network.alignment.config.tasks * balancer(found), shares])
+        return total, torch.cat([found, shares]).detach(), columns.detach()
 
 
 def predictions(logits: Tensor, tasks: Mapping[str, Task]) -> Tensor:

@@ -3,6 +3,7 @@
 
     text adaptor ─► sequence encoder ─► trunk, conditioned by a scenario module ─► task heads
     graph encoder ─► pair model, for pairwise tasks
+    language model ─► alignment losses, beside the trunk; scorer, beside the task heads
 
 A member is a class with a `Config`, in a file of its own, listed in `models/__init__.py`.
 """
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from deltarec.config import Config
 from deltarec.data.schema import Task
 from deltarec.data.subgraphs import SubgraphConfig
-from deltarec.embeddings.collections import JaggedSequence
+from deltarec.embeddings.collections import Embedded, JaggedSequence
 from deltarec.layers.graph import Adjacency, Normalisation
 from deltarec.layers.mlp import Adapt
 from deltarec.models.losses import LossTerm, direct_terms
+from deltarec.text.language_model import LanguageModel
+from deltarec.text.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,131 @@ class TaskHeads(Member):
             mask: bool `[B, T]`, which samples each task lives on.
         """
         return direct_terms(self.tasks, columns, labels, mask)
+
+
+@dataclass(frozen=True)
+class ViewShapes:
+    """What an alignment loss is built for."""
+
+    representation: int
+    """Width of the representation."""
+    text: int
+    """Width of a text's states."""
+    fields: Mapping[str, int]
+    """Width of the vector of each feature that may be hidden."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """A batch's samples as features."""
+
+    representation: Tensor
+    """`[B, H]`, of the trunk."""
+    vectors: Mapping[str, Tensor]
+    """Of each feature that may be hidden its vectors `[B, D_f]`."""
+    ids: Mapping[str, Tensor]
+    """Likewise its ids int64 `[B]`, -1 for none."""
+    represent: Callable[[Mapping[str, Tensor]], Tensor]
+    """The representation with the vectors of some of these features replaced."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What texts are made of."""
+
+    numbers: Tensor
+    """Int64 `[B, T]`, of the texts of features; negative where there is something else."""
+    vocabulary: Tensor
+    """`[V, D]`, the embeddings of all tokens."""
+    read: Callable[[Tensor, Tensor], Tensor]
+    """The states with the embeddings of some tokens, bool `[B, T]`, replaced by one, `[D]`."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A batch's samples as text, in float32."""
+
+    states: Tensor
+    """`[B, T, D]`, of the tokens."""
+    mask: Tensor
+    """Bool `[B, T]`: which tokens there are."""
+    pooled: Tensor
+    """`[B, D]`."""
+    hashes: Tensor
+    """Int64 `[B]`, equal for equal texts."""
+    present: Tensor
+    """Bool `[B]`: which samples have any text."""
+    tokens: Tokens | None = None
+    """None where a text is but one vector."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """A batch's samples seen twice."""
+
+    features: Features
+    text: Text
+    real: Tensor
+    """Bool `[B]`: samples that are no padding, and have a text."""
+
+
+class AlignmentLoss(Member):
+    """Draws what features and text make of the same samples together.
+
+    Args:
+        config: the member's options.
+        shapes: of what it sees.
+    """
+
+    reads_tokens: bool = False
+    """Whether it needs texts made of tokens."""
+
+    def __init__(self, config: Any, shapes: ViewShapes) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, views: Views) -> Tensor:
+        """This rank's share of the loss, a mean over samples of all ranks (`share_of_mean`)."""
+
+
+class ScoreConfig(Config):
+    """What all scorers have."""
+
+    name: str
+    task: str | None = None
+    """Whose logit it is averaged with; the first one's if not given."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Of the scorer's logit in the average, at the beginning; it is learned."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts of the scorer."""
+        raise NotImplementedError
+
+
+class Scorer(Member):
+    """A sample's text, read by the job's language model, to the logit of one task.
+
+    Args:
+        config: the member's options, a `ScoreConfig`.
+        language_model: that reads the prompts.
+        make_prompt: from a prompt's text to what makes it of a batch.
+    """
+
+    causal: bool = False
+    """Whether the model's probabilities of next tokens are wanted."""
+
+    def __init__(
+        self,
+        config: Any,
+        language_model: LanguageModel,
+        make_prompt: Callable[[str], Prompt],
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, language_model: LanguageModel, found: Embedded, index: Tensor) -> Tensor:
+        """Looked-up vectors and indices `[B]` of samples to logits `[B]`."""
 
 
 @dataclass(frozen=True)

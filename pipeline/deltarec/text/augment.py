@@ -13,7 +13,6 @@ template's name, version and content: rows of equal text are asked about once.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from deltarec.config import Config
@@ -31,11 +29,10 @@ from deltarec.progress import Progress
 from deltarec.text.chat import Chat, NoAnswerError, Reply, Server, ServerError
 from deltarec.text.history import History, HistoryConfig
 from deltarec.text.journal import Journal
+from deltarec.text.made_tables import replace_file, write_table
 from deltarec.text.rows import TextRows, as_text
 from deltarec.text.template import Budget, Renderer, Template, load_template
 
-METADATA = b"deltarec.text"
-"""Key of a table's footer: what it was made with, as JSON."""
 LOG_EVERY = 100
 
 
@@ -380,11 +377,8 @@ def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) ->
     }
     table = pa.table({job.rows.key: pa.array(prompts.keys, pa.int64()), **columns})
     made_with = {"template": prompts.template.identity, "models": dict(outcome.models)}
-    table = table.replace_schema_metadata({METADATA: json.dumps(made_with).encode()})
     output, report = folder / "features.parquet", folder / "report.json"
-    partial = folder / "features.partial"
-    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-    _replace(partial, output)
+    write_table(table, output, made_with)
     summary = {
         "rows": len(prompts),
         "answered": len(outcome.values),
@@ -403,14 +397,8 @@ def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) ->
     ]
     partial = folder / "report.partial"
     partial.write_text(json.dumps({**summary, **made_with, "failures": failures}, indent=2) + "\n")
-    _replace(partial, report)
+    replace_file(partial, report)
     return summary
-
-
-def _replace(partial: Path, target: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)
 
 
 def _flat(value: Any) -> str:

@@ -12,25 +12,21 @@ one number from 1 on for each level.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field, model_validator
 
 from deltarec.config import Config
 from deltarec.progress import Progress
-from deltarec.text.augment import METADATA
 from deltarec.text.encoder import Encoder, EncoderConfig
+from deltarec.text.made_tables import begin_folder, lists_by_key, made_with, write_table
 from deltarec.text.residual import ResidualConfig, residual_codes
 from deltarec.text.rows import TextRows, as_text
 from deltarec.text.template import Budget, Renderer, Template, load_template
-
-MANIFEST = "_encode.json"
 
 
 class EncodeJob(Config):
@@ -72,11 +68,11 @@ def encode(job: EncodeJob) -> dict[str, Any]:
     template = load_template(job.template)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(job.encoder, device)
-    texts, empty = _texts(job, template)
+    texts, empty = texts_of(job.rows, template, job.encoder.model)
     keys = list(texts)
     folder = Path(job.output, "vectors")
     identity = _identity(job, template, encoder, texts)
-    _begin(Path(job.output), identity)
+    begin_folder(Path(job.output), "_encode.json", identity, "vectors")
     folder.mkdir(exist_ok=True)
     starts = range(0, len(keys), job.rows_per_part)
     progress = Progress("encode", len(keys))
@@ -86,10 +82,10 @@ def encode(job: EncodeJob) -> dict[str, Any]:
         path = folder / f"part-{part:05}.parquet"
         if not path.is_file():
             vectors, cut = _encode_part(encoder, [texts[key] for key in chosen])
-            table = _table(job.rows.key, chosen, "vector", vectors, job.dtype)
-            _write(table, path, {**identity, "truncated": cut})
+            table = lists_by_key(job.rows.key, chosen, "vector", vectors, job.dtype)
+            write_table(table, path, {**identity, "truncated": cut})
             encoded += len(chosen)
-        truncated += _made_with(path)["truncated"]
+        truncated += made_with(pq.read_schema(path))["truncated"]
         progress.update(len(chosen), f"{truncated} cut to {job.encoder.max_tokens} tokens")
     progress.close()
     answer = {
@@ -106,20 +102,25 @@ def encode(job: EncodeJob) -> dict[str, Any]:
     return answer
 
 
-def _texts(job: EncodeJob, template: Template) -> tuple[dict[int, str], int]:
-    """The text of each row that has any, by key; and the number of the others."""
-    table = job.rows.read(template.columns)
+def texts_of(rows: TextRows, template: Template, tokenizer: str) -> tuple[dict[int, str], int]:
+    """The text of each row that has any, by key; and the number of the others.
+
+    Only the limits of columns cut it, which count the tokens of a tokenizer's folder or package.
+
+    Raises:
+        ValueError: the files are not as needed, or no row has any text.
+    """
+    table = rows.read(template.columns)
     columns = {name: as_text(table[name]) for name in template.columns}
-    # The encoder cuts what is too long; here only the limits of columns count.
-    budget = Budget(tokens=2**31, tokenizer=job.encoder.model if template.limits else None)
+    budget = Budget(tokens=2**31, tokenizer=tokenizer if template.limits else None)
     renderer = Renderer(template, budget)
     texts: dict[int, str] = {}
-    for row, key in enumerate(table[job.rows.key].to_pylist()):
+    for row, key in enumerate(table[rows.key].to_pylist()):
         values = {name: column[row] for name, column in columns.items()}
         if any(value is not None for value in values.values()):
             texts[key] = renderer.render(values).text
     if not texts:
-        raise ValueError(f"{job.rows.source}: no row has any text in {', '.join(columns)}")
+        raise ValueError(f"{rows.source}: no row has any text in {', '.join(columns)}")
     return texts, len(table) - len(texts)
 
 
@@ -135,25 +136,6 @@ def _identity(
         "rows_per_part": job.rows_per_part,
         "texts": hashlib.sha256(content).hexdigest(),
     }
-
-
-def _begin(folder: Path, identity: dict[str, Any]) -> None:
-    """Make the folder, or go on in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST
-    if path.is_file():
-        there = json.loads(path.read_text())
-        differing = [key for key, value in identity.items() if there.get(key) != value]
-        if differing:
-            raise ValueError(
-                f"{folder}: has vectors of another {differing[0]}; give a new folder as output"
-            )
-        return
-    if any(folder.iterdir()):
-        raise ValueError(f"{folder}: is not empty and has no vectors; give another output")
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(identity, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _encode_part(encoder: Encoder, texts: list[str]) -> tuple[np.ndarray, int]:
@@ -182,37 +164,7 @@ def _write_codes(
     folder = Path(job.output, "codes")
     folder.mkdir(exist_ok=True)
     keys = table[job.rows.key].to_pylist()
-    rows = _table(job.rows.key, keys, "codes", codes.numpy(), "int32")
-    made_with = {**identity, "codes": config.model_dump(mode="json")}
-    _write(rows, folder / "part-00000.parquet", made_with)
+    rows = lists_by_key(job.rows.key, keys, "codes", codes.numpy(), "int32")
+    identity = {**identity, "codes": config.model_dump(mode="json")}
+    write_table(rows, folder / "part-00000.parquet", identity)
     return found
-
-
-def _table(
-    key: str,
-    keys: list[int],
-    name: str,
-    values: np.ndarray,
-    dtype: Literal["fp16", "fp32", "int32"],
-) -> pa.Table:
-    kind = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32}[dtype]
-    with np.errstate(over="ignore"):
-        flat = values.astype(kind).reshape(-1)
-    if not np.isfinite(flat).all():
-        raise ValueError("dtype: a value of a vector is too large for fp16; take fp32")
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
-    return pa.table({key: pa.array(keys, pa.int64()), name: lists})
-
-
-def _write(table: pa.Table, path: Path, made_with: dict[str, Any]) -> None:
-    """Write a file that has its name only when it is on the disk."""
-    table = table.replace_schema_metadata({METADATA: json.dumps(made_with).encode()})
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _made_with(path: Path) -> dict[str, Any]:
-    return json.loads(pq.read_schema(path).metadata[METADATA])

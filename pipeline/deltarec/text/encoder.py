@@ -81,7 +81,7 @@ class Encoder:
     def identity(self) -> dict[str, Any]:
         """What the vectors depend on, with a hash of the model's files."""
         options = self.config.model_dump(mode="json", exclude={"model", "batch_size"})
-        return {"model": self.config.model, "sha256": _digest(self.folder), **options}
+        return {"model": self.config.model, "sha256": digest_of_model(self.folder), **options}
 
 
 def pool(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
@@ -152,8 +152,8 @@ def load_model(folder: Path, compute: str = "fp32") -> Any:
         raise ValueError(f"{folder}: no model: {' '.join(str(error).split())}") from error
 
 
-def _digest(folder: Path) -> str:
-    """Of the model's own files: configuration, tokenizer, weights."""
+def digest_of_model(folder: Path) -> str:
+    """Of a model's own files: configuration, tokenizer, weights."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
