@@ -15,9 +15,11 @@ from deltarec.balancing import BALANCERS
 from deltarec.embeddings.policies import ASSIGNMENTS
 from deltarec.embeddings.tables import DATA_TYPES
 from deltarec.models import (
+    ALIGNMENT_LOSSES,
     GRAPH_ENCODERS,
     PAIR_MODELS,
     SCENARIO_MODULES,
+    SCORERS,
     SEQUENCE_ENCODERS,
     TASK_HEADS,
     TEXT_ADAPTORS,
@@ -62,6 +64,7 @@ def test_the_readme_names_every_member():
     rows = text[text.index("## The pieces") : text.index("## The tree")]
     registries = (SEQUENCE_ENCODERS, TRUNKS, SCENARIO_MODULES, TASK_HEADS, PAIR_MODELS)
     registries += (TEXT_ADAPTORS, GRAPH_ENCODERS, BALANCERS, DATA_TYPES, ASSIGNMENTS)
+    registries += (ALIGNMENT_LOSSES, SCORERS)
     members = {name for registry in registries for name in registry}
     assert set(re.findall(r"`(\w+)`", rows)) == members
 

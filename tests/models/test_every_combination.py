@@ -25,8 +25,10 @@ from deltarec.embeddings.second_pass import SecondPass
 from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
 from deltarec.models import (
+    ALIGNMENT_LOSSES,
     PAIR_MODELS,
     SCENARIO_MODULES,
+    SCORERS,
     SEQUENCE_ENCODERS,
     TASK_HEADS,
     TEXT_ADAPTORS,
@@ -259,6 +261,8 @@ REGISTRIES: dict[str, tuple[Mapping[str, type[Any]], str]] = {
     "trunks": (TRUNKS, "name"),
     "scenario modules": (SCENARIO_MODULES, "name"),
     "task heads": (TASK_HEADS, "name"),
+    "alignment losses": (ALIGNMENT_LOSSES, "name"),
+    "scorers": (SCORERS, "name"),
     "pair models": (PAIR_MODELS, "name"),
     "balancers": (BALANCERS, "name"),
     "dense optimizers": (DENSE_OPTIMIZERS, "name"),

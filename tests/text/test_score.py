@@ -51,7 +51,7 @@ def test_scores_are_the_models_and_survive_a_kill(folder: Path, tmp_path: Path, 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     answer = run(folder, tmp_path / "out")
-    assert (answer["rows"], answer["scored"], answer["prompts"], answer["parts"]) == (5, 5, 3, 3)
+    assert (answer["rows"], answer["scored"], answer["prompts"], answer["parts"]) == (5, 5, 5, 3)
     found = pq.read_table(tmp_path / "out")
     assert found.column_names == ["item", "age", "click", "score"]
     assert found["item"].to_pylist() == ITEMS

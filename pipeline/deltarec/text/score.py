@@ -3,12 +3,13 @@
 
 Each sample becomes a prompt (`template.py`), of its own columns and of those that it looks up by
 id. Its score is the difference of two logits after the prompt, `s_yes − s_no`, whose sigmoid is the
-probability of yes among the two (Bao et al., TALLRec, RecSys 2023, arXiv 2305.00447). Samples of
-one prompt are scored once.
+probability of yes among the two (Bao et al., TALLRec, RecSys 2023, arXiv 2305.00447).
 
 `OUTPUT/` has the samples in their order with all their columns, in *parts* of so many rows, each of
 which gets its name when it is on the disk: a job that was killed goes on after those that are
-there. A model that is tuned inside a job scores by `deltarec predict`.
+there. A part's samples of one prompt are scored once, and which prompts are scored together follows
+from the part alone, so a resumed job writes what an undisturbed one writes, bit for bit. A model
+that is tuned inside a job scores by `deltarec predict`.
 """
 
 from collections.abc import Iterator
@@ -60,8 +61,8 @@ class ScoreJob(Config):
     """Name of the new column, float32."""
     output: str
     """Folder to write."""
-    rows_per_part: int = Field(default=4096, gt=0)
-    """What a job that is killed loses at most."""
+    rows_per_part: int = Field(default=16384, gt=0)
+    """What a job that is killed loses at most; equal prompts of a part are asked once."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ScoreJob":
@@ -75,7 +76,7 @@ def score(job: ScoreJob) -> dict[str, Any]:
     """Score all samples that have no score in the output yet.
 
     Returns:
-        rows, scored (not counting what was there), prompts (of them, each once), parts, output.
+        rows, scored (not counting what was there), prompts (that were asked), parts, output.
 
     Raises:
         ValueError: the job, its files, the model or what the output holds is not as needed.
@@ -93,20 +94,22 @@ def score(job: ScoreJob) -> dict[str, Any]:
     }
     begin_folder(folder, "_score.json", identity, "scores")
     progress = Progress("score", sum(sum(file.row_groups) for file in files))
-    rows = scored = parts = 0
+    rows = scored = asked = parts = 0
     for parts, table in enumerate(_parts(files, job.rows_per_part), start=1):
         path = folder / f"part-{parts - 1:05}.parquet"
         if not path.is_file():
-            values = pa.array(scorer.score(prompts.of(table)), pa.float32())
+            texts = prompts.of(table)
+            values = pa.array(scorer.score(texts), pa.float32())
             write_table(table.append_column(job.column, values), path, identity)
             scored += len(table)
+            asked += len(set(texts))
         rows += len(table)
-        progress.update(len(table), f"{len(scorer.known)} prompts")
+        progress.update(len(table), f"{asked} prompts")
     progress.close()
     return {
         "rows": rows,
         "scored": scored,
-        "prompts": len(scorer.known),
+        "prompts": asked,
         "parts": parts,
         "output": job.output,
     }
@@ -165,7 +168,6 @@ class _Scorer:
 
     def __init__(self, config: CausalModel) -> None:
         self.config = config
-        self.known: dict[str, float] = {}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         frozen = LanguageModelConfig(
             model=config.model, pooling="last", lora=None, trained=False, compute=config.compute
@@ -180,14 +182,15 @@ class _Scorer:
 
     def score(self, texts: list[str]) -> list[float]:
         """One for each text."""
-        new = list(dict.fromkeys(text for text in texts if text not in self.known))
+        new = list(dict.fromkeys(texts))
+        found: dict[str, float] = {}
         before, _ = self.model.frame()
         tokens = {text: before + self.model.words(text) for text in new}
         new.sort(key=lambda text: len(tokens[text]))
         for start in range(0, len(new), self.config.batch_size):
             chosen = new[start : start + self.config.batch_size]
-            self.known |= zip(chosen, self._ask([tokens[text] for text in chosen]), strict=True)
-        return [self.known[text] for text in texts]
+            found |= zip(chosen, self._ask([tokens[text] for text in chosen]), strict=True)
+        return [found[text] for text in texts]
 
     @torch.no_grad()
     def _ask(self, tokens: list[list[int]]) -> list[float]:
