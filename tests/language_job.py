@@ -66,8 +66,8 @@ def language_job(folder: Path, kind: str = "encoder", **overrides: Any) -> Job:
 
 
 def aligned_job(folder: Path, **overrides: Any) -> Job:
-    align = {"prompt": PROMPT, "losses": LOSSES}
-    return language_job(folder, **({"model__align": align} | overrides))
+    align: Any = {"prompt": PROMPT, "losses": LOSSES}
+    return language_job(folder, "encoder", **({"model__align": align} | overrides))
 
 
 def vector_job(folder: Path, **overrides: Any) -> Job:

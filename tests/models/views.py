@@ -54,7 +54,10 @@ class World:
         m = self.mask.unsqueeze(2)
         pooled = (states * m).sum(1) / m.sum(1)
         features = Features(
-            self.represent(vectors), vectors, self.ids, lambda new: self.represent(vectors | new)
+            self.represent(vectors),
+            vectors,
+            self.ids,
+            lambda new: self.represent(vectors | dict(new)),
         )
         tokens = Tokens(self.numbers, self.vocabulary, self.read)
         text = Text(states, self.mask, pooled, self.hashes, self.real, tokens)

@@ -55,11 +55,11 @@ class Contrastive(AlignmentLoss):
         excluded.scatter_(1, own.unsqueeze(1), False)
         by_text = similarities(features, all_text) / self.config.temperature
         by_features = similarities(all_features, text).T / self.config.temperature
-        values = sum(
+        values = [
             F.cross_entropy(scores.masked_fill(excluded, -torch.inf), own, reduction="none")
             for scores in (by_text, by_features)
-        )
-        return share_of_mean(values / 2, views.real)  # pyright: ignore[reportOperatorIssue]
+        ]
+        return share_of_mean(torch.stack(values).mean(0), views.real)
 
     def _subspaces(self, projected: Tensor) -> Tensor:
         """`[B, M·d]` to vectors of length 1, `[B, M, d]`."""
