@@ -74,6 +74,8 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name:16} {value}")
     print(json.dumps(found))
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _loop(encoder: CIGCN, nodes: Tensor, propagate: list[Callable[[Tensor], Tensor]]) -> Tensor:
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="file for the figures as JSON")
     return parser
 
 

@@ -118,10 +118,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def test_a_users_own_data_from_csv_to_metrics(shop: Path, capsys: pytest.CaptureFixture[str]):
     run = shop / "run"
-    trained = deltarec("train", "--config", shop / "job.yaml", "--run-dir", run, "--nproc", 2)
+    job = ["--config", shop / "job.yaml", "--run-dir", run]
+    trained = deltarec("train", *job, "--nproc", "2", "--json")
     assert trained.returncode == 0, trained.stderr
-    assert f"run folder: {run}" in trained.stdout and "Traceback" not in trained.stderr
+    assert "Traceback" not in trained.stderr
     result = json.loads((run / "result.json").read_text())
+    assert json.loads(trained.stdout) == {"run_dir": str(run), **result}
     assert result["steps"] == 3 * 24 and result["samples"] == 4500
     bought = result["test"]["bought"]
     assert bought["all"]["auc"] > 0.7 and bought["all"]["gauc"] is not None
@@ -179,6 +181,28 @@ def test_what_is_wrong_ends_every_process_before_it_begins(shop: Path, tmp_path:
     assert done.stderr.startswith("deltarec: error: ") and done.stderr.count("\n") == 1
 
 
+def test_what_ends_a_rank_is_answered(shop: Path, tmp_path: Path):
+    """The document is the failed rank's, whichever it is, and the only one."""
+    done = deltarec("train", "--config", shop / "job.yaml", "--run-dir", tmp_path, "--nproc", 2,
+                    "--json", "--set", "features.age.on_invalid=error")  # fmt: skip
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["kind"], error["exit_code"]) == (2, "input", 2)
+    assert "column 'age': a null, NaN or infinite value at row " in error["messages"][0]
+
+
+def test_what_is_wrong_inside_is_answered_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def fail() -> None:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr("deltarec.doctor.examine", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
+        main(["doctor", "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error == {"kind": "internal", "exit_code": 1, "messages": ["RuntimeError('of ours')"]}
+
+
 def test_processes_must_divide_the_streams(shop: Path, capsys: pytest.CaptureFixture[str]):
     found = refusal(capsys, "train", "--config", shop / "job.yaml", "--nproc", 5)
     assert found.startswith("data.reader.streams is 24, which 5 processes cannot divide")
@@ -227,7 +251,8 @@ def test_json_is_one_object_on_standard_output(
     assert main(["train", *arguments]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert out.count("\n") == 1 and result == json.loads((run / "result.json").read_text())
+    written = json.loads((run / "result.json").read_text())
+    assert out.count("\n") == 1 and result == {"run_dir": str(run), **written}
     assert "validation" in err, "what a person watches goes to standard error"
 
     assert main(["evaluate", "--run-dir", str(run), "--json", *ONE_THREAD]) == 0
@@ -296,9 +321,12 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2 and "error: " in capsys.readouterr().err
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: deltarec") and "error: " in err
+    assert main([*arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["kind"], error["exit_code"]) == ("usage", 2) and error["messages"][0] in err
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]):
@@ -315,7 +343,9 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     target = tmp_path / "made"
     command = ["prepare", "synth", "-", str(target), "--set", "rows=2000"]
     assert main([*command, "--set", "num_tasks=1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"target": str(target)}
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["target"] == str(target) and answer["rows"]["train"] == 1600
+    assert answer.keys() == {"target", "rows", "table_sizes", "notes"}
     assert sum(path.stat().st_size > 0 for path in target.glob("*/*.parquet")) == 3
     assert refusal(capsys, *command) == f"{target}: already there; remove it or give another folder"
 
@@ -356,3 +386,18 @@ def test_prepare_without_the_raw_files(tmp_path: Path, capsys: pytest.CaptureFix
 def test_bench_names_what_there_is(capsys: pytest.CaptureFixture[str]):
     found = refusal(capsys, "bench", "nothing")
     assert found.startswith("benchmark 'nothing' is not known: one of ")
+
+
+def test_bench_hands_arguments_on_and_answers_with_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("deltarec.verbs.bench.BENCHMARKS", tmp_path)
+    (tmp_path / "words.py").write_text(
+        "import json, sys\nfrom pathlib import Path\nprint(sys.argv[1:])\n"
+        "if '--output' in sys.argv: Path(sys.argv[-1]).write_text(json.dumps(sys.argv[1:3]))"
+    )
+    assert main(["bench", "words", "--rows", "10"]) == 0
+    assert capsys.readouterr().out == "['--rows', '10']\n"
+    assert main(["bench", "--json", "words", "--rows", "10"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"name": "words", "results": ["--rows", "10"]}

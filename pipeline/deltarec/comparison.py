@@ -14,7 +14,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
+
+from typing_extensions import TypedDict
 
 ALPHA = 0.05
 """Level of significance, of all comparisons with the baseline together."""
@@ -59,6 +61,39 @@ class Cell:
     difference: float | None = None
     deviations: float | None = None
     p: float | None = None
+
+
+class Compared(TypedDict):
+    """Variants beside each other."""
+
+    name: str
+    split: str
+    """That was measured: test, valid or stream."""
+    metric: str
+    """TASK/METRIC that decides what is significant."""
+    variants: dict[str, "ComparedVariant"]
+
+
+class Swept(Compared):
+    """What a sweep has found."""
+
+    folder: str
+
+
+class ComparedVariant(TypedDict):
+    """A variant over its seeds."""
+
+    baseline: str | None
+    seeds: list[int]
+    significant: bool
+    """Whether its difference to the baseline is not chance."""
+    test: NotRequired[dict[str, dict[str, dict[str, Cell]]]]
+    """By task, scenario or `all`, and metric; under the name of the split."""
+    valid: NotRequired[dict[str, dict[str, dict[str, Cell]]]]
+    stream: NotRequired[dict[str, dict[str, dict[str, Cell]]]]
+    costs: dict[str, Cell]
+    unfinished: dict[str, str]
+    """Why a run has no result, by seed."""
 
 
 def flatten(result: Mapping[str, Any], split: str) -> Run:
@@ -181,9 +216,9 @@ class Comparison:
                 writer.writerow([label, *key, self.baselines[label] or "", *values])
         return text.getvalue()
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Compared:
         """All of it for sweep.json."""
-        variants = {}
+        variants: dict[str, Any] = {}
         for label, baseline in self.baselines.items():
             tasks: dict[str, Any] = {}
             costs: dict[str, Any] = {}

@@ -3,7 +3,9 @@
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 TESTED = (
     {"torch": "2.13", "torchrec": "1.8", "fbgemm": "1.8"},
@@ -13,7 +15,23 @@ TESTED = (
 MEND = "rm -rf .venv && make setup"
 
 
-def examine() -> dict[str, Any]:
+class Found(TypedDict):
+    """What is installed; versions are null where it is not."""
+
+    torch: str | None
+    torchrec: str | None
+    fbgemm: str | None
+    fbgemm_build: str
+    triton: str | None
+    torchx: str | None
+    pyarrow: str | None
+    cuda: NotRequired[str | None]
+    gpus: NotRequired[list[str]]
+    problems: list[str]
+    mend: str | None
+
+
+def examine() -> Found:
     """Versions, devices, kernels, and the list of `problems` (empty when all is well)."""
     found: dict[str, Any] = {
         "torch": _version("torch"),
@@ -27,7 +45,7 @@ def examine() -> dict[str, Any]:
     problems = [f"{name} is not installed" for name in TESTED[0] if not found[name]]
     if not problems:
         problems += _examine_installed(found)
-    return {**found, "problems": problems, "mend": MEND if problems else None}
+    return cast(Found, {**found, "problems": problems, "mend": MEND if problems else None})
 
 
 def _examine_installed(found: dict[str, Any]) -> list[str]:

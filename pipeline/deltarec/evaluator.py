@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from typing_extensions import TypedDict
 
 from deltarec.assembly import open_reader
 from deltarec.data.batch import Position
@@ -23,6 +24,16 @@ from deltarec.progress import Progress
 from deltarec.retrieval import Retrieval, known_pairs, own_pairs
 from deltarec.skipped import Skipped
 from deltarec.supervision import Watchdog
+
+
+class Evaluated(TypedDict):
+    """The metrics of a checkpoint."""
+
+    step: int
+    split: str
+    metrics: Result
+    skipped: dict[str, int]
+    """`files` that are damaged, and `rows` lost with them."""
 
 
 def evaluation_of(job: Job) -> Evaluation:

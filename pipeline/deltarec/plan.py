@@ -3,22 +3,54 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 from torchrec.distributed.planner.types import ShardingOption
+from typing_extensions import TypedDict
 
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.planning import GIB, Hardware, make_plan, static_bytes
 from deltarec.job import Job
 
 
-def plan_job(job: Job, hardware: Hardware) -> dict[str, Any]:
-    """Plan a job's tables for the given machines, without data and without the machines.
+class Cost(TypedDict):
+    """What a sharding of a table would cost its slowest process, and need of its fullest."""
 
-    Returns:
-        `tables`: for each, its size, the chosen sharding, its cost, and what the other shardings
-        would cost; `ranks`: bytes of weights and optimiser, and estimated milliseconds of each;
-        `parameters`, `step_ms`: the slowest rank's look-ups, exchanges and updates of a step.
+    sharding: str
+    ms: float
+    largest_shard_bytes: int
+
+
+class PlannedTable(Cost):
+    """A table, and its chosen sharding."""
+
+    rows: int
+    dim: int
+    precision: str
+    bytes: int
+    shards: int
+    considered: list[Cost]
+
+
+class Load(TypedDict):
+    """Of a rank: bytes of weights and optimiser, and estimated milliseconds of a step."""
+
+    bytes: int
+    ms: float
+
+
+class Plan(TypedDict):
+    """Where tables would go."""
+
+    world_size: int
+    parameters: int
+    step_ms: float
+    """The slowest rank's look-ups, exchanges and updates of a step."""
+    tables: dict[str, PlannedTable]
+    ranks: list[Load]
+
+
+def plan_job(job: Job, hardware: Hardware) -> Plan:
+    """Plan a job's tables for the given machines, without data and without the machines.
 
     Raises:
         ValueError: no plan fits.
@@ -59,7 +91,7 @@ def plan_job(job: Job, hardware: Hardware) -> dict[str, Any]:
     }
 
 
-def render(found: dict[str, Any], hardware: Hardware) -> str:
+def render(found: Plan, hardware: Hardware) -> str:
     """The answer of `plan_job` as a text."""
     lines = [
         f"{found['parameters']:,} parameters in tables on {hardware.nodes} x {hardware.per_node} "
@@ -86,8 +118,7 @@ def render(found: dict[str, Any], hardware: Hardware) -> str:
     return "\n".join(lines)
 
 
-def _cost(option: ShardingOption) -> dict[str, Any]:
-    """What a sharding of a table would cost its slowest process, and need of its fullest."""
+def _cost(option: ShardingOption) -> Cost:
     return {
         "sharding": option.sharding_type,
         "ms": max(shard.perf.total if shard.perf else 0.0 for shard in option.shards),
@@ -98,7 +129,7 @@ def _cost(option: ShardingOption) -> dict[str, Any]:
     }
 
 
-def _others(considered: Iterable[dict[str, Any]], chosen: str) -> str:
+def _others(considered: Iterable[Cost], chosen: str) -> str:
     return "; ".join(
         f"{other['sharding']} {other['ms']:.3f}, {other['largest_shard_bytes'] / GIB:.2f}"
         for other in considered

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import nn
+from typing_extensions import TypedDict
 
 from deltarec.assembly import build_model
 from deltarec.checkpoint import TrainState, load_model
@@ -47,9 +48,25 @@ INVALID = b"deltarec.invalid"
 """Key of a part's footer: how many values each policy mended, as JSON."""
 
 
+class Predicted(TypedDict):
+    """Scores that were written."""
+
+    step: int
+    """Of the checkpoint."""
+    rows: int
+    parts: int
+    """Files."""
+    rows_scored: int
+    """Not counting those that were there."""
+    seconds: float
+    invalid: dict[str, int]
+    """Values that a policy mended, by `FEATURE.POLICY`."""
+    output: str
+
+
 def predict(
     job: Job, source: Input, checkpoint: Path, folder: Path, device: torch.device
-) -> dict[str, Any]:
+) -> Predicted | None:
     """Score all rows of the input that have no scores in the folder yet; a collective.
 
     Args:
@@ -60,8 +77,7 @@ def predict(
         device: of this rank.
 
     Returns:
-        step, rows, parts, rows_scored (not counting those that were there), seconds, invalid,
-        output; on the main rank.
+        What was written, on the main rank; None on the others.
 
     Raises:
         ValueError: the input, the checkpoint or what the folder holds is not as needed.
@@ -83,7 +99,7 @@ def predict(
         _score(job, model, source, missing, output, device)
     dist.barrier()
     if not is_main():
-        return {}
+        return None
     return {
         "step": state.step,
         "rows": source.num_rows,

@@ -4,14 +4,40 @@
 import resource
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from typing_extensions import TypedDict
 
 from deltarec.distributed import all_sum, world_size
+from deltarec.metrics.evaluation import Result
 from deltarec.metrics.table import render
+
+
+class Trained(TypedDict):
+    """A finished run: result.json, and where it lies."""
+
+    run_dir: str
+    steps: int
+    samples: int
+    invalid: dict[str, int]
+    """Values that a policy mended, by `FEATURE.POLICY`."""
+    skipped: dict[str, dict[str, int]]
+    """Of each split that was read, `files` that are damaged and `rows` lost with them."""
+    seconds: float
+    samples_per_second: float
+    peak_memory_bytes: int
+    embedding_bytes: dict[str, int]
+    """Of `weights`, `optimizer` and `id_maps`."""
+    valid: NotRequired[Result]
+    test: NotRequired[Result]
+    stream: NotRequired[Result]
+    """Of a stream, each partition before it was trained on, all together."""
+    partitions: NotRequired[list[dict[str, Any]]]
+    versions: dict[str, str]
+    config_sha256: str
 
 
 def embedding_bytes(model: DistributedModelParallel) -> dict[str, int]:

@@ -211,6 +211,7 @@ def run_sweep(
 
     Raises:
         ValueError: another sweep is at work in this folder.
+        SystemExit: by SIGTERM; the runs have saved.
     """
     comparison = Comparison(folder.name, plan.split, plan.metric, baselines)
     comparison.unfinished = {label: {None: why} for label, why in plan.refused.items()}
@@ -242,6 +243,39 @@ def run_sweep(
             minutes = (time.monotonic() - started) / count * (len(waiting) - count) / 60
             left = f", about {minutes:.0f} min left" if minutes > 1 else ""
             say(f"{done + count} of {total} done, {outcome} ({run.name}){left}")
+    return comparison
+
+
+def compare(runs: Sequence[str], baseline: str | None, metric: str | None) -> Comparison:
+    """Put finished runs beside each other.
+
+    Args:
+        runs: `LABEL=FOLDER`; those of one label are one variant, at several seeds.
+        baseline: the label that others are compared with; the first if not given.
+        metric: `TASK/METRIC` that decides; as in early stopping if not given.
+
+    Raises:
+        ValueError: a run is not finished, or they cannot be compared.
+    """
+    found: list[Run] = []
+    for text in runs:
+        label, separator, folder = text.partition("=")
+        if not separator or not label or not folder:
+            raise ValueError(f"{text}: expected LABEL=FOLDER")
+        saved = Path(folder, "config.yaml")
+        job = configuration.load(Job, saved)
+        run = Run(Variant(label, saved, (), {}), job.train.seed, job, Path(folder))
+        if any((run.variant.label, run.seed) == (o.variant.label, o.seed) for o in found):
+            raise ValueError(f"{text}: '{label}' has a run of seed {run.seed} already")
+        found.append(run)
+    labels = list(dict.fromkeys(run.variant.label for run in found))
+    if baseline is not None and baseline not in labels:
+        raise ValueError(f"--baseline {baseline}: one of {', '.join(labels)}")
+    split, key = _decides([run.job for run in found], metric)
+    comparison = Comparison("comparison", split, key, dict.fromkeys(labels, baseline or labels[0]))
+    for run in found:
+        if not _record(comparison, run, "is not finished"):
+            raise ValueError(f"{run.path}: the run is not finished; there is no result.json")
     return comparison
 
 
@@ -343,8 +377,7 @@ def _sigterm_ends() -> Iterator[None]:
     """On SIGTERM the runs are told to save and end, and so does this process, with TRY_AGAIN."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        print("deltarec: told to end; the same command goes on", file=sys.stderr)
-        sys.exit(TRY_AGAIN)
+        sys.exit(TRY_AGAIN)  # whatever the process is doing, that is caught by nobody on the way
 
     previous = signal.signal(signal.SIGTERM, end)
     try:

@@ -10,11 +10,12 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from deltarec.distributed import all_sum, exchange, owners, world_size
 from deltarec.metrics import METRICS

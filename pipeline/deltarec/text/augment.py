@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.progress import Progress
@@ -129,12 +130,35 @@ class Outcome:
     models: Counter[str] = field(default_factory=Counter)
 
 
-def augment(job: AugmentJob) -> dict[str, Any]:
-    """Ask about all rows and write the table.
+class Augmented(TypedDict):
+    """What `text augment` has done."""
 
-    Returns:
-        rows, answered, failed; of the answers imported, cached, asked; prompt_tokens and
-        completion_tokens of what was asked; events_dropped; output, report.
+    rows: int
+    answered: int
+    failed: int
+    imported: int
+    """Of the answers; likewise `cached` and `asked`."""
+    cached: int
+    asked: int
+    requests: int
+    prompt_tokens: int
+    """Of what was asked; likewise `completion_tokens`."""
+    completion_tokens: int
+    events_dropped: int
+    output: str
+    report: str
+
+
+class PromptsWritten(TypedDict):
+    """What `text augment --prompts` has done."""
+
+    prompts: int
+    failed: int
+    output: str
+
+
+def augment(job: AugmentJob) -> Augmented:
+    """Ask about all rows and write the table.
 
     Raises:
         ValueError: the job, its files or an import are not as needed; a prompt would know the
@@ -156,7 +180,7 @@ def augment(job: AugmentJob) -> dict[str, Any]:
     return summary
 
 
-def write_prompts(job: AugmentJob, path: Path) -> dict[str, Any]:
+def write_prompts(job: AugmentJob, path: Path) -> PromptsWritten:
     """Write all prompts as JSONL, for a model that is asked elsewhere; asks nobody."""
     prompts = Prompts(job)
     count = 0
@@ -368,7 +392,7 @@ def _tell(progress: Progress, outcome: Outcome) -> None:
     progress.update(1, note if done % LOG_EVERY == 0 else "")
 
 
-def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) -> dict[str, Any]:
+def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) -> Augmented:
     """The feature table and the report, each replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [outcome.values.get(key, {}) for key in prompts.keys]
@@ -379,12 +403,17 @@ def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) ->
     made_with = {"template": prompts.template.identity, "models": dict(outcome.models)}
     output, report = folder / "features.parquet", folder / "report.json"
     write_table(table, output, made_with)
-    summary = {
+    counts = outcome.counts
+    summary: Augmented = {
         "rows": len(prompts),
         "answered": len(outcome.values),
         "failed": len(prompts) - len(outcome.values),
-        **{way: outcome.counts[way] for way in ("imported", "cached", "asked", "requests")},
-        **{kind: outcome.counts[kind] for kind in ("prompt_tokens", "completion_tokens")},
+        "imported": counts["imported"],
+        "cached": counts["cached"],
+        "asked": counts["asked"],
+        "requests": counts["requests"],
+        "prompt_tokens": counts["prompt_tokens"],
+        "completion_tokens": counts["completion_tokens"],
         "events_dropped": prompts.history.dropped if prompts.history else 0,
         "output": str(output),
         "report": str(report),

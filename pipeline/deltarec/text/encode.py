@@ -13,12 +13,13 @@ one number from 1 on for each level.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.progress import Progress
@@ -55,12 +56,24 @@ class EncodeJob(Config):
         return self
 
 
-def encode(job: EncodeJob) -> dict[str, Any]:
-    """Encode all rows that have no vector in the output yet.
+class Encoded(TypedDict):
+    """What `text encode` has done."""
 
-    Returns:
-        rows, empty (without text), truncated, encoded (not counting what was there), parts, dim;
-        with codes also what `residual_codes` found; output.
+    rows: int
+    empty: int
+    """Rows without text."""
+    truncated: int
+    encoded: int
+    """Rows, not counting what was there."""
+    parts: int
+    dim: int
+    output: str
+    codes: NotRequired[dict[str, float]]
+    """What `residual_codes` found."""
+
+
+def encode(job: EncodeJob) -> Encoded:
+    """Encode all rows that have no vector in the output yet.
 
     Raises:
         ValueError: the job, its files, the encoder or what the output holds is not as needed.
@@ -88,7 +101,7 @@ def encode(job: EncodeJob) -> dict[str, Any]:
         truncated += made_with(pq.read_schema(path))["truncated"]
         progress.update(len(chosen), f"{truncated} cut to {job.encoder.max_tokens} tokens")
     progress.close()
-    answer = {
+    answer: Encoded = {
         "rows": len(keys) + empty,
         "empty": empty,
         "truncated": truncated,

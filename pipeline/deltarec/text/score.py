@@ -19,6 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.data.files import ParquetFile, find
@@ -72,11 +73,20 @@ class ScoreJob(Config):
         return self
 
 
-def score(job: ScoreJob) -> dict[str, Any]:
-    """Score all samples that have no score in the output yet.
+class Scored(TypedDict):
+    """What `text score` has done."""
 
-    Returns:
-        rows, scored (not counting what was there), prompts (that were asked), parts, output.
+    rows: int
+    scored: int
+    """Not counting what was there."""
+    prompts: int
+    """That were asked."""
+    parts: int
+    output: str
+
+
+def score(job: ScoreJob) -> Scored:
+    """Score all samples that have no score in the output yet.
 
     Raises:
         ValueError: the job, its files, the model or what the output holds is not as needed.

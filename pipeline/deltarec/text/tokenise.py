@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
+from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.text.encode import texts_of
@@ -45,12 +46,21 @@ class TokeniseJob(Config):
         return self
 
 
-def tokenise(job: TokeniseJob) -> dict[str, Any]:
-    """Write the tokens of all rows.
+class Tokenised(TypedDict):
+    """What `text tokenise` has done."""
 
-    Returns:
-        rows, empty (without text), truncated, longest (tokens of a text, before it is cut), dim,
-        output.
+    rows: int
+    empty: int
+    """Rows without text."""
+    truncated: int
+    longest: int
+    """Tokens of a text, before it is cut."""
+    dim: int
+    output: str
+
+
+def tokenise(job: TokeniseJob) -> Tokenised:
+    """Write the tokens of all rows.
 
     Raises:
         ValueError: the job, its files or the tokenizer are not as needed.

@@ -23,10 +23,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from deltarec.config import Config
 
 SPLITS = ("train", "valid", "test")
+
+
+class Prepared(TypedDict):
+    """A dataset that was prepared."""
+
+    target: str
+    """Folder of its Parquet files, what `data.source` is to be."""
+    rows: dict[str, int]
+    """By split."""
+    table_sizes: dict[str, int]
+    """Rows that a table for the column needs."""
+    notes: list[str]
 
 
 class Dataset(Config):
