@@ -92,7 +92,7 @@ def to_parquet(csv: Path, target: Path) -> None:
     frame.to_parquet(target)
 
 
-def deltarec(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def deltarec(*arguments: str | int | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deltarec.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -108,7 +108,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | int | Path) -> str:
     """The one line that a wrong input gives."""
     assert main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()

@@ -75,7 +75,7 @@ def command(name: str, verb: Verb, arguments: Mapping[str, Any]) -> list[str]:
         if not action.option_strings:
             places += map(str, values)
         elif schema["type"] == "boolean":
-            options += [action.option_strings[0]] * value
+            options += [action.option_strings[0]] * bool(value)
         elif action.nargs == "+":
             options += [action.option_strings[0], *map(str, values)]
         else:  # with =, a value may begin with a dash
@@ -127,6 +127,6 @@ def _check(where: str, value: Any, schema: Mapping[str, Any]) -> None:
     right = isinstance(value, kinds[expected])
     if not right or (isinstance(value, bool) and expected != "boolean"):
         raise ValueError(f"{where}: got {value!r}, expected {expected}")
-    if expected == "array":
+    if isinstance(value, list):
         for item in value:
             _check(where, item, schema["items"])

@@ -33,9 +33,9 @@ class CoLLMText(Dataset):
             items = items.join(movies.set_index("title"), on="title")
         items.index.name = "item"
         write_items(target, items)
-        users = max(int(rows["uid"].max()) for rows in splits.values())
+        users = max(rows["uid"].to_numpy().max() for rows in splits.values())
         return {
-            "table_sizes": {"user": users + 1, "item": int(items.index.max()) + 1},
+            "table_sizes": {"user": int(users) + 1, "item": int(items.index.to_numpy().max()) + 1},
             "notes": [
                 "history holds the items that the user liked before, oldest first",
                 "warm is 1 where both user and item are in train",
