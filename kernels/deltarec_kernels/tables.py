@@ -186,10 +186,13 @@ class Tables:
 
     def weights_of(self, table: int, first: int = 0, last: int | None = None) -> Tensor:
         """The values of the rows `[first, last)` as float32 `[rows, dim]`."""
+        return self.values(table, slice(first, last))
+
+    def values(self, table: int, rows: slice | Tensor) -> Tensor:
+        """The values of some rows, int64 `[rows]` if not a slice, as float32 `[rows, dim]`."""
         layout = self.layouts[table]
-        codes = unpack(self.codes_of(table)[first:last], self.bits, layout.dim)
-        step = self.step_of(table)[first:last]
-        return codes * step.repeat_interleave(layout.block, 1)
+        codes = unpack(self.codes_of(table)[rows], self.bits, layout.dim)
+        return codes * self.step_of(table)[rows].repeat_interleave(layout.block, 1)
 
     def assign(
         self, table: int, rows: int | Tensor, weights: Tensor, seed: int | None = None

@@ -15,10 +15,12 @@ from deltarec.data.reader import Reader
 from deltarec.data.subgraphs import SubgraphSampler
 from deltarec.distributed import rank, world_size
 from deltarec.embeddings import sharding
+from deltarec.embeddings.agent import Agent
 from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
 from deltarec.embeddings.planning import Hardware, describe, make_plan
+from deltarec.embeddings.policies import AutoAssign
 from deltarec.job import Job, Split
 from deltarec.layers.graph import BehaviourGraphs, bipartite
 from deltarec.models.pairs import PairNetwork
@@ -38,7 +40,9 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     bf16 = job.train.precision == "bf16"
     network = network_of(job.model, schema, specs, job.train.seed, bf16)
     balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
-    model = RankingModel(tables, network, balancer, Assignments(schema, specs))
+    assigns = any(isinstance(table.assignment, AutoAssign) for table in specs.values())
+    agent = Agent(job.embedding.agent, schema, specs, job.train.seed) if assigns else None
+    model = RankingModel(tables, network, balancer, Assignments(schema, specs, agent))
     share = -(-job.train.batch_size // world_size())
     plan = make_plan(tables, specs, Hardware.here(device), share).plan
     assert plan is not None

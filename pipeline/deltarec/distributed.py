@@ -119,11 +119,11 @@ def ask(question: Tensor, destination: Tensor, answer: Callable[[Tensor], Tensor
     Args:
         question: CPU tensor `[rows, columns]`.
         destination: int64 `[rows]`, ranks.
-        answer: from questions `[any, columns]` of all ranks, one rank's after the other's, to int64
-            `[any]`.
+        answer: from questions `[any, columns]` of all ranks, one rank's after the other's, to
+            `[any, …]`.
 
     Returns:
-        Int64 `[rows]`.
+        `[rows, …]`.
     """
     order = torch.argsort(destination, stable=True)
     sent = torch.bincount(destination, minlength=world_size())
@@ -132,8 +132,9 @@ def ask(question: Tensor, destination: Tensor, answer: Callable[[Tensor], Tensor
     asked = question.new_empty((int(received.sum()), question.shape[1]))
     theirs, ours = received.tolist(), sent.tolist()
     dist.all_to_all_single(asked, question[order], theirs, ours)
-    answered = torch.empty(len(question), dtype=torch.int64)
-    dist.all_to_all_single(answered, answer(asked), ours, theirs)
+    answers = answer(asked)
+    answered = answers.new_empty(len(question), *answers.shape[1:])
+    dist.all_to_all_single(answered, answers, ours, theirs)
     return torch.empty_like(answered).index_copy_(0, order, answered)
 
 

@@ -32,6 +32,7 @@ from deltarec.data.schema import (
     negative_features,
     node_features,
 )
+from deltarec.embeddings.policies import AutoAssign
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.metrics import METRICS, RANKING_METRICS
 from deltarec.metrics.metric import Kind
@@ -206,12 +207,17 @@ class Job(Config):
         return [self._table(name) for name in (graph.user, graph.behaviours[0])] if graph else []
 
     def _row_tables(self) -> set[str]:
-        """Those that LSQ quantises, and those of lists whose rows a balancing method looks at."""
-        found = {n for n, t in self.embedding.resolved().items() if t.fake_quantised}
-        if self._balanced_by_row:
-            lists = {n: f for n, f in self.features.items() if isinstance(f, IdListFeature)}
-            found |= {feature.table or name for name, feature in lists.items()}
-        return found
+        """Those that LSQ quantises, and those of lists whose single rows others look at."""
+        tables = self.embedding.resolved()
+        found = {name for name, table in tables.items() if table.fake_quantised}
+        lists = {n: f for n, f in self.features.items() if isinstance(f, IdListFeature)}
+        of_lists = {feature.table or name for name, feature in lists.items()}
+        return found | (of_lists if self._balanced_by_row else of_lists & self._agent_tables())
+
+    def _agent_tables(self) -> set[str]:
+        """Those whose ids the identity agent looks after."""
+        tables = self.embedding.tables.items()
+        return {name for name, table in tables if isinstance(table.assignment, AutoAssign)}
 
     @property
     def _balanced_by_row(self) -> bool:
@@ -293,6 +299,35 @@ class Job(Config):
                 f"embedding.tables.{min(schema.raw_tables)}.assignment: the ids of pairwise tasks "
                 "and graphs are rows, among which negatives are drawn; leave it out"
             )
+        tables = self._agent_tables()
+        if not tables:
+            return
+        where, agent = f"embedding.tables.{min(tables)}.assignment", self.embedding.agent
+        if self.stream is None:
+            raise ValueError(f"{where}: autoassign learns after each partition; set 'stream'")
+        alone = tables - {schema.table(n) for n, f in self.features.items() if f.kind == "id"}  # pyright: ignore
+        if alone:
+            raise ValueError(
+                f"embedding.tables.{min(alone)}.assignment: autoassign learns by a feature of kind "
+                "id, and this table has none; choose another policy"
+            )
+        if not any(task.kind == "binary" for task in self.tasks.values()):
+            raise ValueError(f"{where}: autoassign learns by the loss of a binary task; add one")
+        if agent.gamma and self.data.user is None:
+            raise ValueError(
+                f"embedding.agent.gamma: {agent.gamma} counts the user's next sample; set "
+                "data.user, or gamma to 0"
+            )
+        if not agent.critic and not agent.bce:
+            raise ValueError(
+                "embedding.agent: learns of nothing; set critic to true, or bce above 0"
+            )
+        by_gradients = issubclass(BALANCERS[self.balance.name], GradientBalancer)  # pyright: ignore
+        if agent.bce and by_gradients and len(self.tasks) > 1:
+            raise ValueError(
+                f"embedding.agent.bce: {agent.bce} takes the losses' gradient, which balance "
+                f"{self.balance.name} never sums; set it to 0, or balance by losses"  # pyright: ignore
+            )
 
     def _check_lists(self, schema: Schema) -> None:
         """TorchRec pools all features of a table in one way, with weights or without."""
@@ -306,6 +341,8 @@ class Job(Config):
             if feature.weights and table in schema.unpooled_tables:
                 sequences = {schema.table(sequence) for sequence in schema.sequences}
                 user = "a sequence" if table in sequences else "quantisation_aware training"
+                if table in self._agent_tables():
+                    user = "autoassign"
                 if self._balanced_by_row:
                     user = f"balance {self.balance.name}"  # pyright: ignore
                 raise ValueError(

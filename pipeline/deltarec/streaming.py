@@ -105,6 +105,7 @@ class StreamTrainer(Trainer):
         while self.state.position.epoch == epoch and self.state.step < self.num_steps:
             losses = self._advance(batches, progress)
             if self.state.position.epoch > epoch:
+                self.assignments.after_partition(self.fresh_rows.norms)
                 self._note_done(name)
             if supervision.after_step(self.state.step, losses):
                 self._save_and_end(supervision)

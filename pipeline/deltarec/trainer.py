@@ -76,10 +76,15 @@ class Trainer:
         self.assignments: Assignments = self.model.module.assignments  # pyright: ignore
         self.subgraphs = subgraph_sampler(job, self.model.module.network)  # pyright: ignore
         assigned = {name: owned.table for name, owned in self.assignments.owned.items()}
-        fresh_rows = FreshRows(
-            self.model, assigned, job.train.seed, self.checkpoints.snapshots.before_write
+        self.network: Any = self.model.module.network
+        self.fresh_rows = FreshRows(
+            self.model,
+            assigned,
+            job.train.seed,
+            self.checkpoints.snapshots.before_write,
+            self.network.shared_vectors() if self.assignments.agent else {},
         )
-        self.model.register_forward_pre_hook(lambda _, inputs: fresh_rows(inputs[0]))
+        self.model.register_forward_pre_hook(lambda _, inputs: self.fresh_rows(inputs[0]))
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase
         self.pipeline = kind(self.model, self.optimizer, device)  # pyright: ignore
         self.quantised = {
@@ -204,7 +209,9 @@ class Trainer:
 
     def _train_step(self, batches: "_Batches") -> Tensor:
         """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
-        losses, _ = self.pipeline.progress(batches)
+        losses, logits = self.pipeline.progress(batches)
+        if self.assignments.agent is not None:
+            self.assignments.agent.observe(batches.in_training, logits, self.network.observed)
         if self.second_pass is not None:
             self.second_pass(batches.in_training.to(self.device))
         return losses

@@ -32,6 +32,20 @@ class Fresh(NamedTuple):
     """Int64 `[new]`, counted from the rank's first."""
     ids: Tensor
     """Int64 `[new]`, the raw ids."""
+    weights: Tensor | None = None
+    """Float32 `[new, K]`, of the shared vectors that the rows start from; at random without."""
+
+
+class Identities(NamedTuple):
+    """What the identity agent (`embeddings/agent.py`) makes of the ids of a feature."""
+
+    ids: Tensor
+    """Int64 `[n]`, the raw ids."""
+    states: Tensor
+    """Float32 `[n, 7]`."""
+    actions: Tensor
+    """Float32 `[n, K + 1]`: weights of the shared vectors, and how much the id's own row counts."""
+
 
 
 @dataclass
@@ -75,6 +89,8 @@ class Batch(Pipelineable):
     """Int64 `[B, S]`, the bucket of each column of `data.slices`, where there are any."""
     fresh: dict[str, Fresh] = field(default_factory=dict)
     """Of tables whose rows are assigned, what to make fresh before the batch is trained."""
+    identities: dict[str, Identities] = field(default_factory=dict)
+    """By feature, of tables that the identity agent looks after."""
     placed: KeyedJaggedTensor | None = None
     """Features that name nodes of a graph."""
     nodes: KeyedJaggedTensor | None = None
@@ -115,6 +131,10 @@ class Batch(Pipelineable):
             value = getattr(self, item.name)
             if isinstance(value, (Tensor, KeyedJaggedTensor)):
                 changed[item.name] = function(value)
+        changed["identities"] = {
+            name: found._replace(actions=function(found.actions))
+            for name, found in self.identities.items()
+        }
         return replace(self, **changed)
 
 

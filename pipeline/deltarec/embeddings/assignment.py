@@ -15,7 +15,7 @@ Not chosen: TorchRec's `MCHManagedCollisionModule`; `docs/methods/assignment.md`
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,16 +27,21 @@ from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
 from torchrec.distributed.types import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from deltarec.data import batch as data
 from deltarec.data.batch import Batch, Fresh
 from deltarec.data.schema import Schema
 from deltarec.distributed import all_sum, ask, rank, world_size
-from deltarec.embeddings.policies import HashedRows, OwnRows
+from deltarec.embeddings.agent import STATE, Agent
+from deltarec.embeddings.identities import Identities, Step
+from deltarec.embeddings.policies import AutoAssign, HashedRows, OwnRows
 from deltarec.embeddings.tables import TableSpec
-from deltarec_kernels import Assigned, Change, IdMap, buckets_of, deduplicate
+from deltarec_kernels import Change, IdMap, buckets_of, deduplicate
 from deltarec_kernels.splitmix import mix64
 
 SHARED_ROW = 0
 """The row of ids that have none."""
+AGENT = "the agent"
+"""Begins the names of its state; no table has such a name."""
 
 
 class OwnedRows:
@@ -63,32 +68,27 @@ class OwnedRows:
             policy.for_kernels(),
         )
 
-    def assign(self, ids: Tensor) -> tuple[Tensor, Assigned]:
-        """The rows of a training batch's ids, int64 `[ids]`; a collective.
+    def assign(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, Fresh | None, Change]:
+        """Assign rows to the ids of a training batch that belong here.
 
-        Also what it did on this rank, with the rows that other ranks' ids have got.
+        Args:
+            ids: int64 `[n]`; one may be there several times.
+            counts: int64 `[n]`, how often each was seen.
+
+        Returns:
+            What `find` returns; rows that have another id than before; the way back.
         """
-        done: list[Assigned] = []
-
-        def answer(asked: Tensor) -> Tensor:
-            done.append(self.map.assign(asked[:, 0].contiguous(), asked[:, 1].contiguous()))
-            return done[0].rows
-
-        return self._asked(ids, answer), done[0]
+        done = self.map.assign(ids, counts)
+        fresh = Fresh(done.fresh, self.map.keys[done.fresh]) if len(done.fresh) else None
+        return done.rows, fresh, done.undo
 
     def find(self, ids: Tensor) -> Tensor:
-        """The rows that ids have, int64 `[ids]`; a collective."""
-        return self._asked(ids, lambda asked: self.map.find(asked[:, 0].contiguous()))
+        """The rows of ids that belong here, counted from this rank's first, or -1: int64 `[n]`."""
+        return self.map.find(ids)
 
-    def _asked(self, ids: Tensor, answer: Any) -> Tensor:
-        distinct, inverse, counts = deduplicate(ids)
-        owners = buckets_of(distinct, self.map.num_buckets) // self.buckets_here
-
-        def whole(asked: Tensor) -> Tensor:
-            rows = answer(asked)
-            return torch.where(rows < 0, SHARED_ROW, rows + self.first_row)
-
-        return ask(torch.stack([distinct, counts], 1), owners, whole)[inverse]
+    def exchange(self, change: Change) -> Change:
+        """Put back what was before a batch, or after it again; returns the way back."""
+        return self.map.exchange(change)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state on this rank, by name: `[rows or buckets here, columns]`."""
@@ -99,6 +99,18 @@ class OwnedRows:
             state["candidate_uses"] = ids.candidate_uses
         return state | {"summaries": ids.summaries}
 
+    def used_and_given(self, before: Change | None) -> Tensor:
+        """Rows in use and rows given so far, int64 `[2]`, now or before a batch."""
+        return (before.summaries if before else self.map.summaries)[:, 2:].sum(0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the map on this rank."""
+        return self.map.num_bytes
+
+
+Owned = OwnedRows | Identities
+
 
 class Assignments(nn.Module):
     """What gives the ids of a batch their rows, for all tables of a job.
@@ -108,10 +120,14 @@ class Assignments(nn.Module):
     Args:
         schema: the features and their tables.
         tables: every table.
+        agent: of the tables with policy autoassign, if there are any.
     """
 
-    def __init__(self, schema: Schema, tables: Mapping[str, TableSpec]) -> None:
+    def __init__(
+        self, schema: Schema, tables: Mapping[str, TableSpec], agent: Agent | None
+    ) -> None:
         super().__init__()
+        self.agent = agent
         self.features: dict[str, list[str]] = {}
         for feature in schema.sparse:
             self.features.setdefault(schema.table(feature), []).append(feature)
@@ -120,12 +136,14 @@ class Assignments(nn.Module):
             for name, table in tables.items()
             if isinstance(table.assignment, HashedRows)
         }
-        self.owned = {
-            name: OwnedRows(table)
-            for name, table in tables.items()
-            if isinstance(table.assignment, OwnRows)
-        }
-        self._ahead: deque[dict[str, Change]] = deque()
+        self.owned: dict[str, Owned] = {}
+        for name, table in tables.items():
+            if isinstance(table.assignment, AutoAssign):
+                assert agent is not None
+                self.owned[name] = Identities(table, agent)
+            elif isinstance(table.assignment, OwnRows):
+                self.owned[name] = OwnedRows(table)
+        self._ahead: deque[dict[str, Change | Step]] = deque()
         """What leads back from each batch that is not yet trained, by table."""
 
     def assign(self, batch: Batch) -> Batch:
@@ -134,32 +152,47 @@ class Assignments(nn.Module):
         `trained` must be called when it is.
         """
         fresh: dict[str, Fresh] = {}
-        undo: dict[str, Change] = {}
+        undo: dict[str, Change | Step] = {}
 
-        def rows_of(name: str, ids: Tensor) -> Tensor:
-            if name in self.hashed:
-                return self._hashed(name, ids)
-            rows, done = self.owned[name].assign(ids)
-            undo[name] = done.undo
-            if len(done.fresh):
-                fresh[name] = Fresh(done.fresh, self.owned[name].map.keys[done.fresh])
-            return rows
+        def answer(name: str, asked: Tensor) -> Tensor:
+            ids, counts = asked[:, 0].contiguous(), asked[:, 1].contiguous()
+            answers, new, undo[name] = self.owned[name].assign(ids, counts)
+            if new is not None:
+                fresh[name] = new
+            return answers
 
-        batch = self._with_rows(batch, rows_of)
+        batch = self._with_rows(batch, answer)
         self._ahead.append(undo)
         return replace(batch, fresh=fresh)
 
     def find(self, batch: Batch) -> Batch:
         """Rows for the ids of a batch that is not trained; a collective. Nothing is assigned."""
 
-        def rows_of(name: str, ids: Tensor) -> Tensor:
-            return self._hashed(name, ids) if name in self.hashed else self.owned[name].find(ids)
+        def answer(name: str, asked: Tensor) -> Tensor:
+            return self.owned[name].find(asked[:, 0].contiguous())
 
-        return self._with_rows(batch, rows_of)
+        return self._with_rows(batch, answer)
 
     def trained(self) -> None:
         """The first of the batches that were assigned and not trained now is."""
         self._ahead.popleft()
+
+    def after_partition(self, norms: Callable[[str, Tensor], Tensor]) -> None:
+        """Let the agent learn, and rows be given up, after a partition; a collective.
+
+        Args:
+            norms: of a table's rows int64 `[n]` on this rank, float32 `[n]`.
+        """
+        if self.agent is None:
+            return
+        assert not self._ahead
+        ids, losses = self.agent.losses()
+        self.agent.learn()
+        for name, owned in self.owned.items():
+            if isinstance(owned, Identities):
+                for feature in ids.keys() & self.features[name]:
+                    owned.tell(ids[feature], losses)
+                owned.review(lambda rows, name=name: norms(name, rows))
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
@@ -175,8 +208,8 @@ class Assignments(nn.Module):
         """Rows in use, given and taken so far, and the bytes of those in use; a collective."""
         values: dict[str, float] = {}
         for name, owned in self.owned.items():
-            summaries = self._ahead[0][name].summaries if self._ahead else owned.map.summaries
-            used, given = all_sum(summaries[:, 2:].sum(0)).tolist()
+            before: Any = self._ahead[0][name] if self._ahead else None
+            used, given = all_sum(owned.used_and_given(before)).tolist()
             table = owned.table
             row_bytes = table.weight_bytes(1, table.dim) + table.state_bytes(1, table.dim)
             values |= {
@@ -185,33 +218,67 @@ class Assignments(nn.Module):
                 f"evictions/{name}": given - used,
                 f"bytes_in_use/{name}": used * row_bytes,
             }
-        return values
+        return values | (self.agent.told if self.agent else {})
 
     @property
     def num_bytes(self) -> int:
-        """Of all maps on this rank."""
-        return sum(owned.map.num_bytes for owned in self.owned.values())
+        """Of all maps on this rank, and of the agent."""
+        agent = self.agent.tensors().values() if self.agent else ()
+        maps = sum(owned.num_bytes for owned in self.owned.values())
+        return maps + sum(tensor.nbytes for tensor in agent)
+
+    def _asked(
+        self, name: str, ids: Tensor, answer: Callable[[str, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows of ids by their owners' answers; under the agent also states and actions."""
+        owned = self.owned[name]
+        distinct, inverse, counts = deduplicate(ids)
+        owners = buckets_of(distinct, owned.map.num_buckets) // owned.buckets_here
+
+        def whole(asked: Tensor) -> Tensor:
+            answers = answer(name, asked)
+            if isinstance(owned, Identities):
+                rows = answers[:, 0].view(torch.int32)
+                rows.copy_(torch.where(rows < 0, SHARED_ROW, rows + owned.first_row))
+                return answers
+            return torch.where(answers < 0, SHARED_ROW, answers + owned.first_row)
+
+        answers = ask(torch.stack([distinct, counts], 1), owners, whole)[inverse]
+        if isinstance(owned, Identities):
+            return answers[:, 0].view(torch.int32).long(), answers[:, 1:]
+        return answers, None
 
     def _hashed(self, name: str, ids: Tensor) -> Tensor:
         return (mix64(ids) & (2**63 - 1)) % self.hashed[name]
 
-    def _with_rows(self, batch: Batch, rows_of: Any) -> Batch:
-        """A batch whose ids are replaced by what a function of table and ids gives."""
+    def _with_rows(self, batch: Batch, answer: Callable[[str, Tensor], Tensor]) -> Batch:
+        """A batch whose ids are replaced by rows; a function of table and ids answers for owned."""
         jagged = {key: getattr(batch, key) for key in ("pooled", "weighted", "unpooled")}
         jagged = {key: features for key, features in jagged.items() if features is not None}
         values = {key: features.values().clone() for key, features in jagged.items()}
+        identities: dict[str, data.Identities] = {}
         for name in (*self.hashed, *self.owned):
-            parts = [
-                values[key][features.offset_per_key()[place] : features.offset_per_key()[place + 1]]
+            parts = {
+                feature: values[key][slice(*features.offset_per_key()[place : place + 2])]
                 for key, features in jagged.items()
                 for place, feature in enumerate(features.keys())
                 if feature in self.features[name]
-            ]
-            rows = rows_of(name, torch.cat(parts))
-            for part, found in zip(parts, rows.split([len(p) for p in parts]), strict=True):
+            }
+            lengths = [len(part) for part in parts.values()]
+            ids, seen = torch.cat(list(parts.values())), None
+            if name in self.hashed:
+                rows = self._hashed(name, ids)
+            else:
+                rows, seen = self._asked(name, ids, answer)
+            if seen is not None:
+                own = (ids, seen[:, :STATE].contiguous(), seen[:, STATE:].contiguous())
+                by_feature = zip(*(tensor.split(lengths) for tensor in own), strict=True)
+                identities |= dict(zip(parts, map(data.Identities._make, by_feature), strict=True))
+            for part, found in zip(parts.values(), rows.split(lengths), strict=True):
                 part.copy_(found)
         return replace(
             batch,
+            identities=identities,
             **{
                 key: KeyedJaggedTensor(
                     keys=features.keys(),
@@ -223,10 +290,10 @@ class Assignments(nn.Module):
             },
         )
 
-    def _exchange(self, changes: dict[str, Change]) -> dict[str, Change]:
-        return {name: self.owned[name].map.exchange(change) for name, change in changes.items()}
+    def _exchange(self, changes: Mapping[str, Any]) -> dict[str, Change | Step]:
+        return {name: self.owned[name].exchange(change) for name, change in changes.items()}
 
-    def _build(self, changes: list[dict[str, Change]]) -> None:
+    def _build(self, changes: list[dict[str, Change | Step]]) -> None:
         for name in {name for change in changes for name in change}:
             self.owned[name].map.build()
 
@@ -239,6 +306,9 @@ class Assignments(nn.Module):
             for key, tensor in owned.tensors().items():
                 value = tensor.clone() if again else tensor
                 destination[f"{prefix}{name}.{key}"] = _of_all_ranks(value)
+        if self.agent is not None:
+            for key, tensor in self.agent.tensors().items():
+                destination[f"{prefix}{AGENT}.{key}"] = tensor
         for change in reversed(again):
             self._exchange(change)
 
@@ -261,6 +331,12 @@ class Assignments(nn.Module):
                     continue
                 tensor.copy_(given.local_shards()[0].tensor)
             owned.map.build()
+        for key, tensor in self.agent.tensors().items() if self.agent else ():
+            given = state_dict.get(f"{prefix}{AGENT}.{key}")
+            if given is None:
+                missing_keys.append(f"{prefix}{AGENT}.{key}")
+            else:
+                tensor.copy_(given)
 
 
 def _of_all_ranks(local: Tensor) -> ShardedTensor:

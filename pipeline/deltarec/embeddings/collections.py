@@ -7,7 +7,7 @@ other tables live in at most two EmbeddingBagCollections, one without and one wi
 tables have collections of their own.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,11 @@ from torchrec import (
 
 from deltarec.data.batch import Batch
 from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
+from deltarec.embeddings.policies import AutoAssign
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.jagged import jagged_sum
 from deltarec.layers.lsq import LSQ
+from deltarec.layers.shared_rows import SharedRows
 
 FROZEN = "tables.frozen_"
 """How the names of frozen tables begin in a model."""
@@ -105,13 +107,19 @@ class EmbeddingTables(nn.Module):
 
 
 def embedded(
-    schema: Schema, outputs: list, batch: Batch, seen: nn.ModuleDict | None = None
+    schema: Schema,
+    outputs: list,
+    batch: Batch,
+    seen: nn.ModuleDict | None = None,
+    mixed: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Embedded:
     """Collection outputs of a batch by feature name.
 
-    `seen` has a module for some of `schema.row_tables`, which makes of their rows what is seen.
+    `seen` has a module for some of `schema.row_tables`, which makes of their rows what is seen;
+    `mixed` has a function for some features, which does likewise.
     By name always: the order of a sharded collection's output depends on the sharding plan.
     """
+    mixed = mixed or {}
     vectors: dict[str, Tensor] = {}
     sequences: dict[str, JaggedSequence] = {}
     inner = batch.inner.to_dict() if batch.inner is not None else {}
@@ -122,6 +130,8 @@ def embedded(
             found = outputs.pop(0).to_dict()
             frozen = schema.table(names[0]) in schema.frozen_tables
             vectors.update({n: v.detach() for n, v in found.items()} if frozen else found)
+            for name in mixed.keys() & found.keys():  # one id a sample: a bag is its row
+                vectors[name] = mixed[name](found[name])
     for collection in outputs:
         for name, jagged in collection.items():
             feature, table = schema.sparse[name], schema.table(name)
@@ -130,6 +140,8 @@ def embedded(
                 rows = rows.detach()
             if seen is not None and table in seen:
                 rows = seen[table](rows)
+            if name in mixed:
+                rows = mixed[name](rows)
             if isinstance(feature, SequenceFeature):
                 lists = inner[name].values() if name in inner else None
                 sequences[name] = JaggedSequence(rows, jagged.lengths().long(), lists)
@@ -150,6 +162,17 @@ def fake_quantisers(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
             name: LSQ(fake.bits, fake.initial_step)
             for name, table in tables.items()
             if (fake := table.fake_quantised)
+        }
+    )
+
+
+def shared_rows(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
+    """The vectors that ids without a row share, by table."""
+    return nn.ModuleDict(
+        {
+            name: SharedRows(policy.shared, table.dim, table.init_std, policy.hard)
+            for name, table in tables.items()
+            if isinstance(policy := table.assignment, AutoAssign)
         }
     )
 

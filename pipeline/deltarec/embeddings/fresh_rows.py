@@ -19,6 +19,8 @@ from deltarec.embeddings.quantised_kernel import QuantisedKernel, table_key
 from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels.rounding import philox
 
+NORMS_AT_ONCE = 2**16
+"""Rows whose weights are copied to find their norms."""
 FIRST_VECTORS = 1 << 63
 """What sets the seed of first vectors apart from that of rounding."""
 
@@ -31,6 +33,8 @@ class _LocalTable:
     """All that is kept by row."""
     write: Callable[[Tensor, Tensor], None]
     """Puts weights float32 `[n, dim]` into rows int64 `[n]`."""
+    read: Callable[[Tensor], Tensor]
+    """The weights of rows int64 `[n]`, float32 `[n, dim]`."""
     state: Sequence[Tensor]
     """Of the optimisers."""
 
@@ -43,6 +47,7 @@ class FreshRows:
         tables: those whose rows are assigned, row-wise sharded.
         seed: of the first vectors.
         before_write: is told of the tensors and rows that are about to change.
+        shared: of tables whose ids share vectors, these: `[K, dim]`.
     """
 
     def __init__(
@@ -51,24 +56,35 @@ class FreshRows:
         tables: Mapping[str, TableSpec],
         seed: int,
         before_write: Callable[[Sequence[Tensor], Tensor], None],
+        shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tables = tables
         self.seed = seed
         self.before_write = before_write
+        self.shared = shared or {}
         self._local = dict(_local_tables(model, tables, seed)) if tables else {}
 
     def __call__(self, batch: Batch) -> None:
         """Write first vectors and clear states."""
-        for name, (rows, ids) in batch.fresh.items():
+        for name, (rows, ids, weights) in batch.fresh.items():
             table, local = self.tables[name], self._local[name]
             device = local.tensors[0].device
-            vectors = first_vectors(name, ids, table.dim, table.init_std, self.seed).to(device)
-            rows = rows.to(device)
+            if weights is None:
+                vectors = first_vectors(name, ids, table.dim, table.init_std, self.seed)
+            else:
+                vectors = weights.to(device) @ self.shared[name].detach()
+            rows, vectors = rows.to(device), vectors.to(device)
             self.before_write(local.tensors, rows)
             with torch.no_grad():
                 local.write(rows, vectors)
                 for state in local.state:
                     state[rows] = 0
+
+    def norms(self, table: str, rows: Tensor) -> Tensor:
+        """Of rows int64 `[n]` of this rank, as they are now: float32 `[n]`."""
+        local = self._local[table]
+        found = [local.read(part.to(local.tensors[0].device)) for part in rows.split(NORMS_AT_ONCE)]
+        return torch.cat([weights.norm(dim=1).cpu() for weights in found] or [torch.empty(0)])
 
 
 def first_vectors(table: str, ids: Tensor, dim: int, std: float, seed: int) -> Tensor:
@@ -100,7 +116,8 @@ def _local_tables(
             states: Any = module.emb_module.split_optimizer_states() or [()] * len(names)
             for name, weight, state in zip(names, weights, states, strict=True):
                 if name in tables:
-                    yield name, _LocalTable([weight, *state], _into(weight), list(state))
+                    tensors = [weight, *state]
+                    yield name, _LocalTable(tensors, _into(weight), _from(weight), list(state))
         elif isinstance(module, QuantisedKernel):
             for name, index, _ in module.shards():
                 if name in tables:
@@ -114,6 +131,10 @@ def _into(weight: Tensor) -> Callable[[Tensor, Tensor], None]:
     return write
 
 
+def _from(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda rows: weight.detach()[rows].float()
+
+
 def _quantised(kernel: QuantisedKernel, index: int, spec: TableSpec, seed: int) -> _LocalTable:
     tables, quantisation = kernel.tables, spec.quantisation
     assert quantisation is not None
@@ -124,4 +145,7 @@ def _quantised(kernel: QuantisedKernel, index: int, spec: TableSpec, seed: int) 
         step[rows] = quantisation.initial_step
         tables.assign(index, rows, vectors, seed)
 
-    return _LocalTable([codes, step, *state], write, state)
+    def read(rows: Tensor) -> Tensor:
+        return tables.values(index, rows)
+
+    return _LocalTable([codes, step, *state], write, read, state)

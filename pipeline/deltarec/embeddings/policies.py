@@ -94,6 +94,71 @@ class Timed(OwnRows):
         return Policy("timed", horizon=self.unseen_steps, admit_after=self.admit_after)
 
 
+class AutoAssign(OwnRows):
+    """An agent decides which ids get rows and keep them; the others share a few vectors.
+
+    The id is known before it has a row: `candidates` says of how many more ids than there are rows
+    the agent keeps what it knows.
+    """
+
+    policy: Literal["autoassign"]
+    admit_after: int = Field(default=2, gt=0)
+    """An id can get a row when it is seen so often; before that, it is what the shared vectors make
+    of it."""
+    shared: int = Field(default=16, gt=0)
+    """Vectors that the ids without a row share; 1 is a row for all unknown ids."""
+    hard: Literal["never", "serving", "always"] = "never"
+    """When an id is seen by its own row or by the shared vectors alone, whichever counts more."""
+    start: Literal["shared", "random"] = "shared"
+    """Whether a row starts from what the shared vectors make of the id, or at random."""
+    retention: Literal["agent", "frequency"] = "agent"
+    """Whether the agent says how much an id's own row counts, and so whether it keeps it; or it
+    counts alone, and ids keep their rows while there is room."""
+    promote_at: float = Field(default=0.5, ge=0, le=1)
+    """An id gets a row from this retention on."""
+    evict_below: float = Field(default=0.3, ge=0, le=1)
+    """An id loses its row when the moving average of its retention is lower."""
+    average: float = Field(default=0.9, ge=0, lt=1)
+    """How much of the average is kept after each partition."""
+    evict: Literal["agent", "lru", "lfu"] = "agent"
+    """Who loses a row first where room must be made: the lowest average, the one that was seen
+    longest ago, or least often."""
+    reserve: float = Field(default=0.1, gt=0, le=1)
+    """At most this share of the rows is made free after a partition, for the ids of the next."""
+
+    def for_kernels(self) -> Policy:
+        """Of what the agent knows of ids, not of their rows."""
+        return Policy("lfu", ageing=True)
+
+
+class AgentConfig(Config):
+    """How the identity agent of tables with `policy: autoassign` learns."""
+
+    gamma: float = Field(default=0.0, ge=0, lt=1)
+    """How much a user's next sample counts; 0 is a contextual bandit. Above 0 it needs
+    `data.user`."""
+    critic: bool = True
+    """Whether there are critics; without them the actor learns of the loss's gradient alone."""
+    bce: float = Field(default=10.0, ge=0)
+    """λ, the weight of the loss's gradient in the actor's."""
+    row_price: float = Field(default=0.001, ge=0)
+    """β, what a row costs, in units of the loss; the higher, the fewer ids keep rows."""
+    noise: float = Field(default=0.1, ge=0, le=1)
+    """How far actions in training are from the actor's."""
+    actor_lr: float = Field(default=1e-3, gt=0)
+    critic_lr: float = Field(default=1e-3, gt=0)
+    follow: float = Field(default=0.2, gt=0, le=1)
+    """τ, how far the slow copies go after actor and critics at every second update."""
+    batch_size: int = Field(default=256, gt=0)
+    """Transitions of an update."""
+    update_every: int = Field(default=4, gt=0)
+    """After a partition there is one update for so many of its training steps."""
+    warmup: int = Field(default=5, ge=0)
+    """Partitions after which the critics alone learn."""
+    replay: int = Field(default=20_000, gt=0)
+    """Transitions that are kept."""
+
+
 ASSIGNMENTS: dict[str, type[Config]] = {
     "table": FixedRows,
     "hash": HashedRows,
@@ -101,4 +166,5 @@ ASSIGNMENTS: dict[str, type[Config]] = {
     "lru": LRU,
     "lfu": LFU,
     "timed": Timed,
+    "autoassign": AutoAssign,
 }

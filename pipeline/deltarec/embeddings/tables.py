@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import DataType
 import deltarec_kernels as kernels
 from deltarec.config import Config, OneOf
 from deltarec.embeddings.frozen import FrozenConfig
-from deltarec.embeddings.policies import ASSIGNMENTS, FixedRows, OwnRows
+from deltarec.embeddings.policies import ASSIGNMENTS, AgentConfig, FixedRows, OwnRows
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int2"]
 Codes = Literal["int8", "int4", "int2"]
@@ -191,6 +191,8 @@ class EmbeddingConfig(Config):
     """By the rule of LSQ if not given: 2 mean|w| / sqrt(largest code) of the initial weights."""
     alpt: Alpt = Alpt()
     """How steps are learned."""
+    agent: AgentConfig = AgentConfig()
+    """Of tables with `policy: autoassign`: how the one that decides learns."""
     quantisation_aware: Codes | None = None
     """The usual way to such codes, for comparison: fp32 tables, of which the model sees the nearest
     codes' values with one learned step a table (LSQ, Esser et al., 2020). It saves no memory while

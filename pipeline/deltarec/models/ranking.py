@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -17,13 +18,16 @@ from deltarec.config import Config, OneOf
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Schema, Task
 from deltarec.distributed import all_sum
+from deltarec.embeddings.agent import Observed, context_features
 from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.collections import (
     Embedded,
     EmbeddingTables,
     embedded,
     fake_quantisers,
+    shared_rows,
 )
+from deltarec.embeddings.policies import AutoAssign
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import RowDropout, sample_keys, set_sample_keys
@@ -144,6 +148,11 @@ class Network(nn.Module):
         self.bf16 = bf16
         self.fake_quantisers = fake_quantisers(tables)
         self.dropouts = nn.ModuleDict({name: RowDropout(p) for name, p in schema.dropout.items()})
+        self.shared = shared_rows(tables)
+        self.observed: Observed | None = None
+        """By the last forward in training, for the identity agent."""
+        policies = {n: p for n, t in tables.items() if isinstance(p := t.assignment, AutoAssign)}
+        self.context = context_features(schema, tables, policies)
         self.text = None
         dims = {name: tables[schema.table(name)].dim for name in schema.sparse}
         dim_of = dict(dims)
@@ -218,7 +227,19 @@ class Network(nn.Module):
     def _see(self, batch: Batch, outputs: list) -> "_Seen":
         set_sample_keys(self, sample_keys(batch.index, self.seed, batch.epoch))
         set_real_samples(self, batch.index >= 0)
-        found = embedded(self.schema, outputs, batch, self.fake_quantisers)
+        # Leaves, which keep their gradients for the identity agent.
+        leaf = torch.is_grad_enabled()
+        actions = {
+            name: ids.actions.detach().requires_grad_(leaf)
+            for name, ids in batch.identities.items()
+        }
+        mixed = {
+            name: partial(self.shared[self.schema.table(name)], actions=action)
+            for name, action in actions.items()
+        }
+        found = embedded(self.schema, outputs, batch, self.fake_quantisers, mixed)
+        if actions and leaf:
+            self.observed = Observed(actions, self._context(found, batch))
         thinned = {name: dropout(found.pooled[name]) for name, dropout in self.dropouts.items()}
         adapted = replace(found, pooled=found.pooled | thinned)
         autocast = torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16)
@@ -245,6 +266,14 @@ class Network(nn.Module):
             columns = self.scorer(columns, self.language_model, found, batch.index)
         return _Seen(found, represent, representation, columns)
 
+    def _context(self, found: Embedded, batch: Batch) -> Tensor:
+        """What the agent's critics see of a sample's other features, `[B, C]`."""
+        means = [
+            torch.stack([found.pooled[name].detach() for name in names]).mean(0)
+            for names in self.context.values()
+        ]
+        return torch.cat([batch.dense, *means], 1)
+
     def _adapted(self, found: Embedded, text: TextAdaptor) -> Embedded:
         """The looked-up vectors, those of frozen tables made fields or sequences of fields."""
         schema = self.schema
@@ -269,6 +298,10 @@ class Network(nn.Module):
     def losses(self, columns: Tensor, labels: Tensor, mask: Tensor) -> list[LossTerm]:
         """The terms of the tasks' losses; as in `TaskHeads.losses`."""
         return self.heads.losses(columns, labels, mask)
+
+    def shared_vectors(self) -> dict[str, Tensor]:
+        """What the ids of a table share that have no row, `[K, dim]`, by table."""
+        return {name: shared.vectors for name, shared in self.shared.items()}  # pyright: ignore
 
     def own_parameters(self) -> list[nn.Parameter]:
         """The parameters that one task alone reaches."""

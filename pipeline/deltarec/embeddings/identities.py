@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of an id under AutoAssign+: known, promoted to a row of its own, evicted, forgotten.
+
+Whatever is known of an id is in a *place*, and a place may have a row of the table. There are more
+places than rows, and places are assigned by LFU (`deltarec_kernels.assign`); rows by the agent:
+
+    absent     -> known      first sighting: the id is what the shared vectors make of its state
+    known      -> promoted   seen `admit_after` times, p >= `promote_at`, and a row is free: the row
+                             starts from αᵀS, its optimiser from nothing
+    promoted   -> known      after a partition: the moving average of p is below `evict_below`, or
+                             it is among the lowest and room must be made
+    any        -> absent     the place is needed for another id
+
+Between two partitions agent and losses stand still and no row becomes free, so what a batch gets
+depends only on the batches before it, not on how many of them the pipeline has trained.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltarec.data.batch import Fresh
+from deltarec.distributed import rank, world_size
+from deltarec.embeddings.agent import HAS_ROW, Agent, with_rows_only
+from deltarec.embeddings.policies import AutoAssign
+from deltarec.embeddings.tables import TableSpec
+from deltarec_kernels import Change, IdMap, buckets_of, deduplicate
+from deltarec_kernels.splitmix import mix64
+
+LOSS_KEPT = 0.9
+"""Of the moving average of an id's loss, at each of its samples."""
+RECENT_KEPT = 0.5
+"""Of the count of recent sightings, at the end of each partition."""
+FIRST, ROW = 0, 1
+RECENT, LOSS, NORM, RETENTION = 0, 1, 2, 3
+FREE, ROOM, GIVEN, TAKEN = 0, 1, 2, 3
+
+
+class Step(NamedTuple):
+    """What places were before a batch; as `Change`, it leads back and forth."""
+
+    map: Change
+    places: Tensor
+    """Int64 `[n]`."""
+    marks: Tensor
+    traces: Tensor
+    counts: Tensor
+
+
+class Identities:
+    """The ids of a table, of which this rank has its share.
+
+    Args:
+        table: with policy autoassign.
+        agent: who decides.
+
+    Attributes:
+        marks: int32 `[places here, 2]`: the step of the first sighting, and the row, counted from
+            this rank's first, or -1.
+        traces: float32 `[places here, 4]`: recent sightings; the moving averages of loss and
+            retention; the norm of the row when the last partition ended.
+        free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket.
+        counts: int64 `[buckets here, 4]`: free rows; what they were when the partition began; rows
+            given and taken so far.
+    """
+
+    def __init__(self, table: TableSpec, agent: Agent) -> None:
+        assert isinstance(table.assignment, AutoAssign)
+        self.policy = table.assignment
+        buckets, ranks = self.policy.buckets, world_size()
+        self.policy.check(table.name, ranks)
+        self.table = table
+        self.agent = agent
+        self.buckets_here = buckets // ranks
+        self.first_row = rank() * (table.rows // ranks)
+        self.capacity = table.rows // buckets
+        places = self.capacity + -(-(self.policy.candidates or table.rows) // buckets)
+        first = rank() * self.buckets_here
+        kernel_policy = self.policy.for_kernels()
+        self.map = IdMap(buckets, first, self.buckets_here, places, 0, kernel_policy)
+        self.marks = torch.full((self.buckets_here * places, 2), -1, dtype=torch.int32)
+        self.traces = torch.zeros(self.buckets_here * places, 4)
+        self.counts = torch.zeros(self.buckets_here, 4, dtype=torch.int64)
+        self.free = torch.zeros(self.buckets_here, self.capacity, dtype=torch.int32)
+        self._stack_free_rows()
+
+    def assign(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, Fresh | None, Step]:
+        """Sight the ids of a training batch that belong here.
+
+        Args:
+            ids: int64 `[n]`; one may be there several times.
+            counts: int64 `[n]`, how often each was seen.
+
+        Returns:
+            What `find` returns, with noise; rows that have another id than before; the way back.
+        """
+        ids, inverse, _ = deduplicate(ids)
+        counts = torch.zeros_like(ids).index_add_(0, inverse, counts)
+        states = self._states(self.map.find(ids))
+        done = self.map.assign(ids, counts)
+        known = (done.rows >= 0).nonzero()[:, 0]
+        places = done.rows[known]
+        back = Step(done.undo, places, self.marks[places], self.traces[places], self.counts.clone())
+        self._begin(done.fresh)
+        self.traces[places, RECENT] += counts[known]
+        new = self._promote(ids, states, known, places)
+        states[new, HAS_ROW] = 1
+        actions = self.agent.act(self.table.name, states)
+        if len(new):
+            self.traces[done.rows[new], RETENTION] = actions[new, -1]
+        fresh = None
+        if len(new):
+            rows = self.marks[done.rows[new], ROW].long()
+            weights = actions[new, :-1] if self.policy.start == "shared" else None
+            fresh = Fresh(rows, ids[new], weights)
+        step = self.map.summaries[0, 0]
+        self.agent.explore(self.table.name, actions, mix64(mix64(ids) + step))
+        return self._answer(done.rows, states, actions)[inverse], fresh, back
+
+    def find(self, ids: Tensor) -> Tensor:
+        """What stands for ids that belong here, int64 `[n]`; nothing changes.
+
+        Returns:
+            Float32 `[n, 1 + 7 + K + 1]`: the bits of the row, int32, or -1; state; action.
+        """
+        places = self.map.find(ids)
+        states = self._states(places)
+        return self._answer(places, states, self.agent.act(self.table.name, states))
+
+    def tell(self, ids: Tensor, losses: Tensor) -> None:
+        """Let the ids know the losses of a partition's samples.
+
+        Args:
+            ids: int64 `[n]`, of all ranks.
+            losses: float32 `[n]`.
+        """
+        bucket = buckets_of(ids, self.policy.buckets) - self.map.first_bucket
+        here = (bucket >= 0) & (bucket < self.buckets_here)
+        distinct, inverse, counts = deduplicate(ids[here])
+        sums = torch.zeros(len(distinct)).index_add_(0, inverse, losses[here])
+        places = self.map.find(distinct)
+        known = places >= 0
+        places, means = places[known], (sums / counts)[known]
+        before = self.traces[places, LOSS]
+        kept = LOSS_KEPT ** counts[known]
+        # 0 is for those whose loss was never known.
+        self.traces[places, LOSS] = torch.where(before == 0, means, torch.lerp(means, before, kept))
+
+    def review(self, norms: Callable[[Tensor], Tensor]) -> None:
+        """Evict after a partition, and see to what is only known then.
+
+        Args:
+            norms: of rows int64 `[n]` of this rank, float32 `[n]`.
+        """
+        policy = self.policy
+        places = (self.marks[:, ROW] >= 0).nonzero()[:, 0]
+        rows = self.marks[places, ROW].long()
+        self.traces[places, NORM] = norms(rows)
+        retention = self.agent.act(self.table.name, self._states(places))[:, -1]
+        average = torch.lerp(retention, self.traces[places, RETENTION], policy.average)
+        self.traces[places, RETENTION] = average
+        taken = (average < policy.evict_below) | self._lowest(places, rows, average)
+        bucket = rows[taken] // self.capacity
+        self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
+        self.marks[places[taken], ROW] = -1
+        self.traces[places[taken], NORM] = 0
+        self.traces[:, RECENT] *= RECENT_KEPT
+        self._stack_free_rows()
+
+    def exchange(self, step: Step) -> Step:
+        """Put back what was before a batch, or after it again; returns the way back."""
+        before = Step(
+            self.map.exchange(step.map),
+            step.places,
+            self.marks[step.places],
+            self.traces[step.places],
+            self.counts.clone(),
+        )
+        self.marks[step.places] = step.marks
+        self.traces[step.places] = step.traces
+        self.counts.copy_(step.counts)
+        return before
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state on this rank, by name: `[places, rows or buckets here, columns]`."""
+        return {
+            "keys": self.map.keys[:, None],
+            "uses": self.map.uses,
+            "summaries": self.map.summaries,
+            "marks": self.marks,
+            "traces": self.traces,
+            "free": self.free,
+            "counts": self.counts,
+        }
+
+    def used_and_given(self, before: Step | None) -> Tensor:
+        """Rows in use and rows given so far, int64 `[2]`, now or before a batch."""
+        given, taken = (before.counts if before else self.counts)[:, GIVEN:].sum(0)
+        return torch.stack([given - taken, given])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is kept of ids on this rank."""
+        own = (self.marks, self.traces, self.free, self.counts)
+        return self.map.num_bytes + sum(tensor.nbytes for tensor in own)
+
+    def _states(self, places: Tensor) -> Tensor:
+        """What the agent sees of ids, float32 `[n, 7]`; zeros for places of -1."""
+        if not len(self.marks):
+            return torch.zeros(len(places), HAS_ROW + 1)
+        known, at = places >= 0, places.clamp(min=0)
+        uses, marks, traces = self.map.uses[at], self.marks[at], self.traces[at]
+        ages = self.map.summaries[0, 0] - torch.stack([uses[:, 2], marks[:, FIRST]], 1)
+        counts = [uses[:, :1].float(), traces[:, : RECENT + 1], ages.float()]
+        has_row = (marks[:, ROW:] >= 0).float()
+        states = torch.cat([torch.cat(counts, 1).log1p_(), traces[:, LOSS : NORM + 1], has_row], 1)
+        return states.masked_fill_(~known[:, None], 0)
+
+    def _begin(self, places: Tensor) -> None:
+        """Places that have other ids than before; rows they had are free after the partition."""
+        lost = self.marks[places, ROW]
+        bucket = lost[lost >= 0].long() // self.capacity
+        self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
+        self.marks[places, FIRST] = self.map.summaries[0, 0].int()
+        self.marks[places, ROW] = -1
+        self.traces[places] = 0
+
+    def _promote(self, ids: Tensor, states: Tensor, known: Tensor, places: Tensor) -> Tensor:
+        """Give rows to ids; returns which, int64 `[new]`.
+
+        Args:
+            ids: int64 `[n]`.
+            states: float32 `[n, 7]`.
+            known: int64 `[m]`, which ids have places.
+            places: int64 `[m]`.
+        """
+        wants = self.marks[places, ROW] < 0
+        wants &= self.map.uses[places, 0] >= self.policy.admit_after
+        known, places = known[wants], places[wants]
+        asked = states[known]
+        asked[:, HAS_ROW] = 1  # would it keep a row if it had one?
+        wants = self.agent.act(self.table.name, asked)[:, -1] >= self.policy.promote_at
+        known, places = known[wants], places[wants]
+        # Unsigned order of hashes, which is that of buckets too.
+        order = (mix64(ids[known]) ^ -(2**63)).argsort()
+        known, places = known[order], places[order]
+        bucket = buckets_of(ids[known], self.policy.buckets) - self.map.first_bucket
+        wanted = torch.bincount(bucket, minlength=self.buckets_here)
+        free = self.counts[:, FREE]
+        number = torch.arange(len(known)) - (wanted.cumsum(0) - wanted)[bucket]
+        gets = number < free[bucket]
+        known, places, bucket, number = known[gets], places[gets], bucket[gets], number[gets]
+        self.marks[places, ROW] = self.free[bucket, free[bucket] - 1 - number]
+        given = torch.minimum(wanted, free)
+        self.counts[:, FREE] -= given
+        self.counts[:, GIVEN] += given
+        return known
+
+    def _answer(self, places: Tensor, states: Tensor, actions: Tensor) -> Tensor:
+        rows = torch.full((len(places), 1), -1, dtype=torch.int32)
+        if len(self.marks):
+            rows = torch.where(places >= 0, self.marks[places.clamp(min=0), ROW], -1)[:, None]
+        return torch.cat([rows.view(torch.float32), states, with_rows_only(actions, states)], 1)
+
+    def _lowest(self, places: Tensor, rows: Tensor, average: Tensor) -> Tensor:
+        """Which of these must make room, bool `[n]`.
+
+        After a partition as many rows of a bucket are free as it gave away, or twice as many if it
+        gave all, but no more than the reserve.
+        """
+        uses = self.map.uses[places]
+        score = {"agent": average, "lru": uses[:, 2], "lfu": uses[:, 0]}[self.policy.evict]
+        given = self.counts[:, ROOM] - self.counts[:, FREE]
+        room = torch.where(self.counts[:, FREE] == 0, 2 * given, given)
+        reserve = max(1, int(self.policy.reserve * self.capacity))
+        most = self.capacity - room.clamp(min=1, max=reserve)
+        order = uses[:, 2].argsort(descending=True, stable=True)  # ties: the longest unseen one
+        order = order[score[order].argsort(descending=True, stable=True)]
+        bucket = rows // self.capacity
+        order = order[bucket[order].argsort(stable=True)]
+        count = torch.bincount(bucket, minlength=self.buckets_here)
+        number = torch.arange(len(rows)) - (count.cumsum(0) - count)[bucket[order]]
+        lowest = torch.empty_like(number, dtype=torch.bool)
+        lowest[order] = number >= most[bucket[order]]
+        return lowest
+
+    def _stack_free_rows(self) -> None:
+        """Make all rows that no id has free, the first one on top."""
+        taken = torch.zeros(self.buckets_here * self.capacity, dtype=torch.bool)
+        rows = self.marks[:, ROW]
+        taken[rows[rows >= 0].long()] = True
+        if self.map.first_bucket == 0:
+            taken[0] = True  # of ids without a row
+        taken = taken.view(self.buckets_here, self.capacity)
+        order = taken.int().argsort(dim=1, stable=True)
+        count = self.capacity - taken.sum(1)
+        stack = (count[:, None] - 1 - torch.arange(self.capacity)).clamp(min=0)
+        first = torch.arange(self.buckets_here)[:, None] * self.capacity
+        self.free.copy_(order.gather(1, stack) + first)
+        self.counts[:, FREE] = self.counts[:, ROOM] = count
