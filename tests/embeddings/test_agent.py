@@ -28,6 +28,14 @@ from tests.small_job import small_job
 from tests.stream_job import stream_job, write_stream
 
 HASH = [{"name": "hash", "buckets": 2**62}]
+AGENT = {
+    "gamma": 0.9,
+    "row_price": 0.1,
+    "update_every": 1,
+    "batch_size": 64,
+    "replay": 500,
+    "warmup": 0,
+}
 PARTITION = "date=2026-01-01/hour=8"
 TABLES = {
     "user": {"rows": 72, "assignment": {"policy": "autoassign", "shared": 3, "candidates": 100}},
@@ -55,7 +63,7 @@ def agent_job(folder: Path, precision: str = "fp32", **overrides: Any) -> Job:
         tables["embedding__tables__country__sharding"] = "table_wise"
         tables["embedding__tables__city"] = {"rows": 50}
     hashed = {f"features__{name}__transforms": HASH for name in ("user", "item", "history")}
-    agent = {"update_every": 1, "batch_size": 64, "replay": 500, "gamma": 0.9, "row_price": 0.1}
+    agent = AGENT | overrides.pop("embedding__agent", {})
     options = {"embedding__precision": precision, "embedding__agent": agent}
     return stream_job(folder, **(tables | hashed | options | overrides))
 
@@ -263,7 +271,9 @@ def test_the_actor_climbs_the_critic_and_the_gradient(data: Path):
 
 
 def test_slow_copies_follow(data: Path):
-    agent = agent_of(agent_job(data, embedding__agent={"follow": 0.2, "batch_size": 4}))
+    agent = agent_of(
+        agent_job(data, embedding__agent={"follow": 0.2, "batch_size": 4, "update_every": 4})
+    )
     records = torch.rand(20, sum(agent._parts))
     agent.replay.append(records, torch.arange(80).view(20, 4))
     agent.counters[2] = 8  # two updates at update_every 4
@@ -338,7 +348,7 @@ def test_a_row_starts_from_the_shared_vectors(data: Path, tmp_path: Path, precis
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__user": None, "embedding__agent": {"gamma": 0.5}}, "counts the user's next sample"),
+        ({"data__user": None}, "counts the user's next sample"),
         ({"embedding__agent": {"critic": False, "bce": 0}}, "learns of nothing"),
         ({"balance": {"name": "pcgrad"}}, r"agent\.bce: 10\.0 takes the losses' gradient"),
         ({"features__user__kind": "ids"}, "learns by a feature of kind id"),
