@@ -89,7 +89,9 @@ def train_all(folder: Path, jobs: list[Job], saved: list[Path]) -> list[Any]:
     for job in jobs:
         run = folder / job.embedding.precision / f"run{dist.get_world_size()}"
         trainer(job, run).fit()
-        runs.append([r["loss/click"] for r in logged(run) if r["split"] == "train"])
+        dist.barrier()  # the main rank writes
+        trained = [record for record in logged(run) if record["split"] == "train"]
+        runs.append({"losses": [[record["loss/click"], record["loss/buy"]] for record in trained]})
     for job, run in zip(jobs, saved, strict=False):
         other = folder / f"loading{dist.get_world_size()}" / job.embedding.precision
         if dist.get_rank() == 0:
@@ -181,6 +183,7 @@ def test_the_model_sees_a_mixture():
         torch.testing.assert_close(x, action[3] * row + (1 - action[3]) * z)
     found.sum().backward()
     z = actions[:, :3].detach() @ shared.vectors.detach()
+    assert actions.grad is not None
     torch.testing.assert_close(actions.grad[:, 3], (rows.detach() - z).sum(1))
     shared.hard = "always"
     kept = (actions[:, 3:] >= 0.5).float()

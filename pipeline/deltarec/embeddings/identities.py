@@ -58,10 +58,11 @@ class Identities:
 
     Attributes:
         marks: int32 `[places here, 2]`: the step of the first sighting, and the row, counted from
-            this rank's first, or -1.
+            the bucket's first, or -1.
         traces: float32 `[places here, 4]`: recent sightings; the moving averages of loss and
             retention; the norm of the row when the last partition ended.
-        free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket.
+        free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket, counted
+            likewise.
         counts: int64 `[buckets here, 4]`: free rows; what they were when the partition began; rows
             given and taken so far.
     """
@@ -76,7 +77,9 @@ class Identities:
         self.buckets_here = buckets // ranks
         self.first_row = rank() * (table.rows // ranks)
         self.capacity = table.rows // buckets
-        places = self.capacity + -(-(self.policy.candidates or table.rows) // buckets)
+        candidates = self.policy.candidates or table.rows
+        self.places = places = self.capacity + -(-candidates // buckets)
+        """Of a bucket."""
         first = rank() * self.buckets_here
         kernel_policy = self.policy.for_kernels()
         self.map = IdMap(buckets, first, self.buckets_here, places, 0, kernel_policy)
@@ -112,7 +115,7 @@ class Identities:
             self.traces[done.rows[new], RETENTION] = actions[new, -1]
         fresh = None
         if len(new):
-            rows = self.marks[done.rows[new], ROW].long()
+            rows = self.rows(done.rows[new])
             weights = actions[new, :-1] if self.policy.start == "shared" else None
             fresh = Fresh(rows, ids[new], weights)
         step = self.map.summaries[0, 0]
@@ -156,18 +159,22 @@ class Identities:
         """
         policy = self.policy
         places = (self.marks[:, ROW] >= 0).nonzero()[:, 0]
-        rows = self.marks[places, ROW].long()
+        rows = self.rows(places)
         self.traces[places, NORM] = norms(rows)
         retention = self.agent.act(self.table.name, self._states(places))[:, -1]
         average = torch.lerp(retention, self.traces[places, RETENTION], policy.average)
         self.traces[places, RETENTION] = average
         taken = (average < policy.evict_below) | self._lowest(places, rows, average)
-        bucket = rows[taken] // self.capacity
+        bucket = places[taken] // self.places
         self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
         self.marks[places[taken], ROW] = -1
         self.traces[places[taken], NORM] = 0
         self.traces[:, RECENT] *= RECENT_KEPT
         self._stack_free_rows()
+
+    def rows(self, places: Tensor) -> Tensor:
+        """The rows of places int64 `[n]` that have some, counted from this rank's first."""
+        return places // self.places * self.capacity + self.marks[places, ROW]
 
     def exchange(self, step: Step) -> Step:
         """Put back what was before a batch, or after it again; returns the way back."""
@@ -208,8 +215,6 @@ class Identities:
 
     def _states(self, places: Tensor) -> Tensor:
         """What the agent sees of ids, float32 `[n, 7]`; zeros for places of -1."""
-        if not len(self.marks):
-            return torch.zeros(len(places), HAS_ROW + 1)
         known, at = places >= 0, places.clamp(min=0)
         uses, marks, traces = self.map.uses[at], self.marks[at], self.traces[at]
         ages = self.map.summaries[0, 0] - torch.stack([uses[:, 2], marks[:, FIRST]], 1)
@@ -220,8 +225,7 @@ class Identities:
 
     def _begin(self, places: Tensor) -> None:
         """Places that have other ids than before; rows they had are free after the partition."""
-        lost = self.marks[places, ROW]
-        bucket = lost[lost >= 0].long() // self.capacity
+        bucket = places[self.marks[places, ROW] >= 0] // self.places
         self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
         self.marks[places, FIRST] = self.map.summaries[0, 0].int()
         self.marks[places, ROW] = -1
@@ -259,9 +263,9 @@ class Identities:
         return known
 
     def _answer(self, places: Tensor, states: Tensor, actions: Tensor) -> Tensor:
-        rows = torch.full((len(places), 1), -1, dtype=torch.int32)
-        if len(self.marks):
-            rows = torch.where(places >= 0, self.marks[places.clamp(min=0), ROW], -1)[:, None]
+        at = places.clamp(min=0)
+        has_row = (places >= 0) & (self.marks[at, ROW] >= 0)
+        rows = torch.where(has_row, self.rows(at), -1).int()[:, None]
         return torch.cat([rows.view(torch.float32), states, with_rows_only(actions, states)], 1)
 
     def _lowest(self, places: Tensor, rows: Tensor, average: Tensor) -> Tensor:
@@ -289,14 +293,12 @@ class Identities:
     def _stack_free_rows(self) -> None:
         """Make all rows that no id has free, the first one on top."""
         taken = torch.zeros(self.buckets_here * self.capacity, dtype=torch.bool)
-        rows = self.marks[:, ROW]
-        taken[rows[rows >= 0].long()] = True
+        taken[self.rows((self.marks[:, ROW] >= 0).nonzero()[:, 0])] = True
         if self.map.first_bucket == 0:
             taken[0] = True  # of ids without a row
         taken = taken.view(self.buckets_here, self.capacity)
         order = taken.int().argsort(dim=1, stable=True)
         count = self.capacity - taken.sum(1)
         stack = (count[:, None] - 1 - torch.arange(self.capacity)).clamp(min=0)
-        first = torch.arange(self.buckets_here)[:, None] * self.capacity
-        self.free.copy_(order.gather(1, stack) + first)
+        self.free.copy_(order.gather(1, stack))
         self.counts[:, FREE] = self.counts[:, ROOM] = count
