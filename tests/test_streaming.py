@@ -70,6 +70,11 @@ def test_resumes_in_the_middle_of_a_partition(data: Path, whole: Path):
     assert_same_end(data / "resumed", whole)
 
 
+def test_the_plain_pipeline_goes_on_after_a_partition(data: Path, whole: Path):
+    run_ranks(1, fit, data / "plain", stream_job(data, train__pipeline="plain"))
+    assert result(data / "plain")["stream"] == result(whole)["stream"]
+
+
 def test_does_not_depend_on_the_number_of_processes(data: Path, whole: Path):
     run_ranks(3, fit, data / "three", stream_job(data))
     mine, alone = logged(data / "three"), logged(whole)

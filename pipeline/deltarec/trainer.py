@@ -179,6 +179,7 @@ class Trainer:
 
     def _batches(self, epochs: int, progress: Progress) -> "_Batches":
         """The reader's batches from the state's position on."""
+        self.pipeline.reset()  # the plain one does not begin again by itself
         self.state = replace(self.state, data=self.reader.identity)
         self.skipped["train"] = Skipped(
             self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
