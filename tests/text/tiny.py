@@ -2,8 +2,18 @@
 """A tiny random transformer with a tokenizer of bytes, saved as a folder: nothing to download."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
 
 
 def save_tiny_encoder(folder: Path) -> Path:
@@ -11,15 +21,7 @@ def save_tiny_encoder(folder: Path) -> Path:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    shape = BertConfig(
-        vocab_size=_save_bytes(folder),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
+    shape = BertConfig(vocab_size=_save_bytes(folder), **SHAPE)
     BertModel(shape).save_pretrained(folder)
     return folder
 
@@ -29,15 +31,7 @@ def save_tiny_decoder(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=_save_bytes(folder),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-    )
+    shape = LlamaConfig(vocab_size=_save_bytes(folder), **SHAPE)
     LlamaForCausalLM(shape).save_pretrained(folder)
     return folder
 
