@@ -23,8 +23,9 @@ from deltarec.embeddings.planning import Hardware, describe, make_plan
 from deltarec.embeddings.policies import AutoAssign
 from deltarec.job import Job, Split
 from deltarec.layers.graph import BehaviourGraphs, bipartite
+from deltarec.models.network import network_of
 from deltarec.models.pairs import PairNetwork
-from deltarec.models.ranking import RankingModel, network_of
+from deltarec.models.ranking import RankingModel
 from deltarec.models.roles import GraphConfig
 from deltarec.models.semantic_ids import SemanticIds
 from deltarec.text.language_model import LanguageModel

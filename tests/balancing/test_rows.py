@@ -12,7 +12,8 @@ from deltarec.balancing.gradients import TaskGradients
 from deltarec.data.batch import Position
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
-from deltarec.models.ranking import TaskLosses, network_of
+from deltarec.models.losses import TaskLosses
+from deltarec.models.network import network_of
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.conftest import run_ranks

@@ -34,7 +34,8 @@ from deltarec.models import (
     TEXT_ADAPTORS,
     TRUNKS,
 )
-from deltarec.models.ranking import ModelConfig, Network, TaskLosses
+from deltarec.models.losses import TaskLosses
+from deltarec.models.network import ModelConfig, Network
 from deltarec.optimizers import DENSE_OPTIMIZERS, SCHEDULES
 from tests.small_job import small_job, write_small_data
 

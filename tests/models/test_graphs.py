@@ -256,7 +256,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, overrides: dict[str, Any], me
 
 
 def test_mesi_needs_nodes_and_a_behaviour_of_its_own(tmp_path: Path):
-    from deltarec.models.ranking import network_of
+    from deltarec.models.network import network_of
 
     for graph, message in (
         (None, "tasks.listen: model.pair mesi takes the vectors of a graph's nodes alone"),

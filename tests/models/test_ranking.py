@@ -14,8 +14,8 @@ from deltarec.config import validate
 from deltarec.data.batch import Batch, Position
 from deltarec.data.schema import Task
 from deltarec.models.escm2 import ESCM2Heads
-from deltarec.models.losses import direct_terms
-from deltarec.models.ranking import TaskLosses, predictions
+from deltarec.models.losses import TaskLosses, direct_terms
+from deltarec.models.ranking import predictions
 from tests.conftest import run_ranks
 
 TASKS: dict[str, dict[str, dict[str, Any]]] = {

@@ -16,7 +16,8 @@ from deltarec.data.reader import Reader
 from deltarec.embeddings.collections import EmbeddingTables, embedded
 from deltarec.job import Job
 from deltarec.models import SEQUENCE_ENCODERS, TEXT_ADAPTORS, TRUNKS
-from deltarec.models.ranking import ModelConfig, Network, TaskLosses
+from deltarec.models.losses import TaskLosses
+from deltarec.models.network import ModelConfig, Network
 from tests.models.test_every_combination import OPTIONS, check_gradients, with_padding
 from tests.small_job import write_small_data
 from tests.text.tiny import save_tiny_encoder

@@ -15,7 +15,8 @@ from deltarec.data.reader import Reader
 from deltarec.embeddings.collections import Embedded, EmbeddingTables, embedded
 from deltarec.embeddings.frozen import read_rows
 from deltarec.job import Job
-from deltarec.models.ranking import Network, TaskLosses
+from deltarec.models.losses import TaskLosses
+from deltarec.models.network import Network
 from deltarec.text.language_model import LanguageModel, LanguageModelConfig
 from deltarec.text.prompt import Prompt, parse
 from tests.language_job import (
