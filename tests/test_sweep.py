@@ -251,6 +251,13 @@ def test_a_metric_that_is_not_measured(job: Path, tmp_path: Path, metric: str):
         plan(variants(job, (), [AXIS], []), 1, tmp_path, 1, metric, False)
 
 
+def test_models_of_one_task_stand_beside_those_of_several(job: Path, tmp_path: Path):
+    plain = "model.heads.name=shared_bottom"
+    alone = ["all:", f"click alone: tasks.buy=null {plain}"]
+    found = plan(variants(job, (), [], alone), 1, tmp_path, 1, "buy/auc", False)
+    assert found.metric == Key("buy", "all", "auc")
+
+
 def test_without_evaluation_nothing_can_be_compared(job: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"^nothing to compare by: set data.test, or data.valid"):
         planned(job, tmp_path, common=("data.valid=[]",))

@@ -159,8 +159,8 @@ def plan(
         skip_refused: leave impossible variants out, instead of refusing the sweep.
 
     Raises:
-        ValueError: with a line for each variant that is not valid; or the metric is not measured
-            by all, or the folder has other runs.
+        ValueError: with a line for each variant that is not valid; or no variant measures the
+            metric, or the folder has other runs.
     """
     runs: list[Run] = []
     refused: dict[str, str] = {}
@@ -392,7 +392,7 @@ def _load(variant: Variant, seed: int | None = None) -> Job:
 
 
 def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
-    """The split that every job measures, and the metric."""
+    """The split that every job measures, and the metric, which some measure."""
     split = next((s for s in ("test", "valid") if all(getattr(job.data, s) for job in jobs)), None)
     if all(job.stream for job in jobs):
         split = "stream"
@@ -403,10 +403,9 @@ def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
         task = (stopping and stopping.task) or next(iter(jobs[0].measured))
         text = f"{task}/{stopping.metric if stopping else jobs[0].metrics(task)[0]}"
     task, _, metric = text.partition("/")
-    for job in jobs:
-        known = [f"{t}/{m}" for t in job.measured for m in job.metrics(t)]
-        if f"{task}/{metric}" not in known:
-            raise ValueError(f"--metric {text}: expected one of {', '.join(known)}")
+    known = dict.fromkeys(f"{t}/{m}" for job in jobs for t in job.measured for m in job.metrics(t))
+    if f"{task}/{metric}" not in known:  # models of one task stand beside those of several
+        raise ValueError(f"--metric {text}: expected one of {', '.join(known)}")
     return split, Key(task, "all", metric)
 
 
