@@ -108,18 +108,26 @@ class Identities:
         back = Step(done.undo, places, self.marks[places], self.traces[places], self.counts.clone())
         self._begin(done.fresh)
         self.traces[places, RECENT] += counts[known]
-        new = self._promote(ids, states, known, places)
-        states[new, HAS_ROW] = 1
-        actions = self.agent.act(self.table.name, states)
-        if len(new):
-            self.traces[done.rows[new], RETENTION] = actions[new, -1]
+        wants = self.marks[places, ROW] < 0
+        wants &= self.map.uses[places, 0] >= self.policy.admit_after
+        known = known[wants]
+        asked = states[known]
+        asked[:, HAS_ROW] = 1  # would it keep a row if it had one?
+        actions = self.agent.act(self.table.name, torch.cat([states, asked]))
+        actions, if_promoted = actions[: len(ids)], actions[len(ids) :]
+        keeps = (if_promoted[:, -1] >= self.policy.promote_at).nonzero()[:, 0]
+        hashes = mix64(ids)
+        keeps = keeps[self._promote(hashes[known[keeps]], done.rows[known[keeps]])]
         fresh = None
-        if len(new):
-            rows = self.rows(done.rows[new])
-            weights = actions[new, :-1] if self.policy.start == "shared" else None
-            fresh = Fresh(rows, ids[new], weights)
+        if len(keeps):
+            new, chosen = known[keeps], if_promoted[keeps]
+            states[new, HAS_ROW] = 1
+            actions[new] = chosen
+            self.traces[done.rows[new], RETENTION] = chosen[:, -1]
+            weights = chosen[:, :-1] if self.policy.start == "shared" else None
+            fresh = Fresh(self.rows(done.rows[new]), ids[new], weights)
         step = self.map.summaries[0, 0]
-        self.agent.explore(self.table.name, actions, mix64(mix64(ids) + step))
+        self.agent.explore(self.table.name, actions, mix64(hashes + step))
         return self._answer(done.rows, states, actions)[inverse], fresh, back
 
     def find(self, ids: Tensor) -> Tensor:
@@ -231,36 +239,25 @@ class Identities:
         self.marks[places, ROW] = -1
         self.traces[places] = 0
 
-    def _promote(self, ids: Tensor, states: Tensor, known: Tensor, places: Tensor) -> Tensor:
-        """Give rows to ids; returns which, int64 `[new]`.
+    def _promote(self, hashes: Tensor, places: Tensor) -> Tensor:
+        """Give rows to ids, while there are some; returns which got one, int64 `[new]`.
 
         Args:
-            ids: int64 `[n]`.
-            states: float32 `[n, 7]`.
-            known: int64 `[m]`, which ids have places.
-            places: int64 `[m]`.
+            hashes: of the ids, int64 `[n]`; in their unsigned order rows are given.
+            places: int64 `[n]`.
         """
-        wants = self.marks[places, ROW] < 0
-        wants &= self.map.uses[places, 0] >= self.policy.admit_after
-        known, places = known[wants], places[wants]
-        asked = states[known]
-        asked[:, HAS_ROW] = 1  # would it keep a row if it had one?
-        wants = self.agent.act(self.table.name, asked)[:, -1] >= self.policy.promote_at
-        known, places = known[wants], places[wants]
-        # Unsigned order of hashes, which is that of buckets too.
-        order = (mix64(ids[known]) ^ -(2**63)).argsort()
-        known, places = known[order], places[order]
-        bucket = buckets_of(ids[known], self.policy.buckets) - self.map.first_bucket
+        order = (hashes ^ -(2**63)).argsort()
+        bucket = places[order] // self.places
         wanted = torch.bincount(bucket, minlength=self.buckets_here)
         free = self.counts[:, FREE]
-        number = torch.arange(len(known)) - (wanted.cumsum(0) - wanted)[bucket]
+        number = torch.arange(len(order)) - (wanted.cumsum(0) - wanted)[bucket]
         gets = number < free[bucket]
-        known, places, bucket, number = known[gets], places[gets], bucket[gets], number[gets]
-        self.marks[places, ROW] = self.free[bucket, free[bucket] - 1 - number]
+        order, bucket, number = order[gets], bucket[gets], number[gets]
+        self.marks[places[order], ROW] = self.free[bucket, free[bucket] - 1 - number]
         given = torch.minimum(wanted, free)
         self.counts[:, FREE] -= given
         self.counts[:, GIVEN] += given
-        return known
+        return order
 
     def _answer(self, places: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         at = places.clamp(min=0)
