@@ -99,7 +99,7 @@ def test_quantisation_aware_tables(data: Path):
 def test_a_hundred_steps_of_movielens(ml1m: Path, tmp_path: Path):
     """The job's activations are smooth; `docs/decisions.md` says what ReLU does to rounding."""
     overrides = ["train.max_steps=100", "train.log_every=1", "data.valid=[]", "data.test=[]"]
-    overrides += ["train.early_stopping=null", f"data.source={ml1m}"]
+    overrides += ["train.early_stopping=null", f"data.source={ml1m}", "model.heads.hidden=[64]"]
     job = load(Job, ROOT / "configs/ml1m_mmoe.yaml", overrides)
     job.data.root()  # prepared once, before the ranks
     runs = [run_ranks(ranks, train, tmp_path, job, timeout=900)[0] for ranks in (1, 2, 4)]

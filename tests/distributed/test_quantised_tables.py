@@ -129,6 +129,7 @@ def test_losses_agree_over_a_hundred_steps_of_movielens(ml1m: Path, tmp_path: Pa
     overrides = ["train.max_steps=100", "train.log_every=1", "data.valid=[]", "data.test=[]"]
     overrides += ["train.early_stopping=null", f"data.source={ml1m}"]
     overrides += ["model.heads.hidden=[64]", f"embedding.alpt.passes={passes}"]
+    overrides += ["train.batch_size=2048"]
     job = load_job(Job, ROOT / "configs/ml1m_mmoe_alpt8.yaml", overrides)
     job.data.root()  # prepared once, before the ranks
     runs = [run_ranks(ranks, train, tmp_path, job, timeout=900)[0] for ranks in (1, 2, 4)]
