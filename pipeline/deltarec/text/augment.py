@@ -13,66 +13,25 @@ template's name, version and content: rows of equal text are asked about once.
 
 import hashlib
 import json
-import re
-from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.progress import Progress
-from deltarec.text.chat import Chat, NoAnswerError, Reply, Server, ServerError
+from deltarec.text.answers import LOG_EVERY, Answers, Outcome
+from deltarec.text.chat import Server
 from deltarec.text.history import History, HistoryConfig
 from deltarec.text.journal import Journal
 from deltarec.text.made_tables import replace_file, write_table
+from deltarec.text.requests import Requests
 from deltarec.text.rows import TextRows, as_text
 from deltarec.text.template import Budget, Renderer, Template, load_template
-
-LOG_EVERY = 100
-
-
-class Answers(Config):
-    """What becomes of an answer."""
-
-    kind: Literal["text", "json"] = "text"
-    """The whole answer as one column; or a JSON object, with a column for each of its `columns`."""
-    columns: list[str] = Field(default=["answer"], min_length=1)
-    """Names of the output's columns; of a `text` answer one."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Answers":
-        if self.kind == "text" and len(self.columns) > 1:
-            raise ValueError(f"columns: a text answer is one column, got {self.columns}")
-        return self
-
-    def parse(self, text: str) -> dict[str, str]:
-        """The values of the columns.
-
-        Raises:
-            ValueError: the answer is not of the kind.
-        """
-        text = text.strip()
-        if not text:
-            raise ValueError("malformed answer: it is empty")
-        if self.kind == "text":
-            return {self.columns[0]: text}
-        fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
-        try:
-            found = json.loads(fenced[1] if fenced else text)
-        except ValueError as error:
-            raise ValueError(f"malformed answer: not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ValueError("malformed answer: not a JSON object")
-        absent = [name for name in self.columns if found.get(name) in (None, "", [])]
-        if absent:
-            raise ValueError(f"malformed answer: it has no '{absent[0]}'")
-        return {name: _flat(found[name]) for name in self.columns}
 
 
 class AugmentJob(Config):
@@ -120,16 +79,6 @@ class Prompt:
         return "\n\n".join(message["content"] for message in self.messages)
 
 
-@dataclass
-class Outcome:
-    """What has become of the rows."""
-
-    values: dict[int, dict[str, str]] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-    models: Counter[str] = field(default_factory=Counter)
-
-
 class Augmented(TypedDict):
     """What `text augment` has done."""
 
@@ -169,11 +118,16 @@ def augment(job: AugmentJob) -> Augmented:
     imports = _read_imports(job, prompts.template)
     folder = Path(job.output)
     journal = Journal(Path(job.journal) if job.journal else folder / "journal.jsonl")
-    outcome = Outcome()
     progress = Progress("augment", len(prompts), every=LOG_EVERY)
+    outcome = Outcome(job.answers, progress)
+    requests = Requests(job.server, journal, prompts.template, outcome) if job.server else None
     try:
-        _collect(job, prompts, imports, journal, outcome, progress)
+        _collect(job, prompts, imports, journal, outcome, requests)
+        if requests:
+            requests.finish()
     finally:
+        if requests:
+            requests.stop()
         journal.close()
         progress.close()
         summary = _write(job, prompts, outcome, folder)
@@ -240,106 +194,31 @@ def _collect(
     imports: dict[int, dict[str, Any]],
     journal: Journal,
     outcome: Outcome,
-    progress: Progress,
+    requests: Requests | None,
 ) -> None:
-    """Find each row's answer, asking for what is not known."""
-    server = job.server
-    chat = Chat(server) if server else None
-    waiting: dict[str, list[int]] = {}
-    running: dict[Future[Reply], tuple[str, dict[str, Any]]] = {}
-    unanswered = 0
-
-    def take(id: int, text: str | None, problem: str | None, model: str, way: str) -> None:
-        outcome.counts[way] += 1
-        try:
-            if problem is not None or text is None:
-                raise ValueError(problem)
-            outcome.values[id] = job.answers.parse(text)
-            outcome.models[model] += 1
-        except ValueError as error:
-            outcome.failures[id] = str(error)
-        _tell(progress, outcome)
-
-    def finish(future: Future[Reply]) -> None:
-        nonlocal unanswered
-        key, body = running.pop(future)
-        ids = waiting.pop(key)
-        try:
-            reply = future.result()
-        except NoAnswerError as error:
-            unanswered += 1
-            for id in ids:
-                outcome.failures[id] = str(error)
-                _tell(progress, outcome)
-            assert server is not None
-            if unanswered >= server.give_up_after:
-                raise ServerError(
-                    f"{server.address}: no answer to {unanswered} requests in a row, to the last: "
-                    f"{error}; the same command goes on"
-                ) from None
-            return
-        unanswered = 0
-        outcome.counts["requests"] += 1
-        outcome.counts.update(reply.usage)
-        for id in ids:
-            take(id, reply.text, reply.problem, body["model"], "asked")
-
-    threads = ThreadPoolExecutor(server.parallel if server else 1)
-    try:
-        for prompt in prompts.each():
-            if not isinstance(prompt, Prompt):
-                outcome.failures[prompt[0]] = prompt[1]
-                _tell(progress, outcome)
-            elif prompt.id in imports:
-                line = imports[prompt.id]
-                if line["prompt"] != prompt.text:
-                    raise ValueError(
-                        f"imports: the prompt of id {prompt.id} is not the one that template "
-                        f"{prompts.template.name} makes of its row; write prompts by --prompts"
-                    )
-                take(prompt.id, line["answer"], None, line["model"], "imported")
-            elif server is None or chat is None:
-                outcome.failures[prompt.id] = "no import has it, and there is no server to ask"
-                _tell(progress, outcome)
+    """Find each row's answer, or ask for it."""
+    for prompt in prompts.each():
+        if not isinstance(prompt, Prompt):
+            outcome.fail(*prompt)
+        elif prompt.id in imports:
+            line = imports[prompt.id]
+            if line["prompt"] != prompt.text:
+                raise ValueError(
+                    f"imports: the prompt of id {prompt.id} is not the one that template "
+                    f"{prompts.template.name} makes of its row; write prompts by --prompts"
+                )
+            outcome.take(prompt.id, line["answer"], None, line["model"], "imported")
+        elif requests is None:
+            outcome.fail(prompt.id, "no import has it, and there is no server to ask")
+        else:
+            body = requests.server.body(prompt.messages)
+            key = _key(body, prompts.template)
+            known = key in journal and not requests.is_asked(key)
+            if known and not _again(job, journal[key]):
+                line = journal[key]
+                outcome.take(prompt.id, line["answer"], line["problem"], line["model"], "cached")
             else:
-                body = server.body(prompt.messages)
-                key = _key(body, prompts.template)
-                if key in waiting:
-                    waiting[key].append(prompt.id)
-                elif key in journal and not _again(job, journal[key]):
-                    line = journal[key]
-                    take(prompt.id, line["answer"], line["problem"], line["model"], "cached")
-                else:
-                    waiting[key] = [prompt.id]
-                    ask = threads.submit(_ask, chat, journal, body, key, prompts.template)
-                    running[ask] = key, body
-                while len(running) >= 2 * server.parallel:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        finish(future)
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                finish(future)
-    finally:
-        if chat is not None:
-            chat.stop()
-        threads.shutdown(cancel_futures=True)  # answers under way still reach the journal
-
-
-def _ask(chat: Chat, journal: Journal, body: dict[str, Any], key: str, template: Template) -> Reply:
-    reply = chat.ask(body, key)
-    journal.append(
-        {
-            "key": key,
-            "model": body["model"],
-            "template": template.name,
-            "template_version": template.version,
-            "messages": body["messages"],
-            "answer": reply.text,
-            "problem": reply.problem,
-            "usage": reply.usage,
-        }
-    )
-    return reply
+                requests.ask(prompt.id, key, body)
 
 
 def _again(job: AugmentJob, line: dict[str, Any]) -> bool:
@@ -386,12 +265,6 @@ def _read_imports(job: AugmentJob, template: Template) -> dict[int, dict[str, An
     return found
 
 
-def _tell(progress: Progress, outcome: Outcome) -> None:
-    done = len(outcome.values) + len(outcome.failures)
-    note = f"{len(outcome.values)} answered, {len(outcome.failures)} failed"
-    progress.update(1, note if done % LOG_EVERY == 0 else "")
-
-
 def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) -> Augmented:
     """The feature table and the report, each replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -428,9 +301,3 @@ def _write(job: AugmentJob, prompts: Prompts, outcome: Outcome, folder: Path) ->
     partial.write_text(json.dumps({**summary, **made_with, "failures": failures}, indent=2) + "\n")
     replace_file(partial, report)
     return summary
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_flat(part) for part in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
