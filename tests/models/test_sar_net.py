@@ -16,8 +16,7 @@ def test_sar_net():
     inputs, leaves = fields()
     rows = []
     for i, s in enumerate(SCENARIO):
-        x = mlp(model.trunk.mlp, flat(inputs, i)) * model.scale[s]  # pyright: ignore
-        x = x + model.shift[s]
+        x = mlp(model.trunk.mlp, flat(inputs, i) * model.scale[s] + model.shift[s])  # pyright: ignore
         assert model.specific.bias is not None
         specific = x @ model.specific.weight[s] + model.specific.bias[s]
         experts = torch.cat([linear(model.shared, x), specific])

@@ -14,11 +14,11 @@ from deltarec.models.roles import Fields, FieldShapes, ScenarioModule, Trunk
 
 
 class SARNet(ScenarioModule):
-    """`MLP(Σ_e softmax(W x_s)_e f_e(x_s))` with x_s = x ∘ w_s + b_s for x = the trunk's output.
+    """`MLP(Σ_e softmax(W h)_e f_e(h))`, h = trunk(x ∘ w_s + b_s), x all fields and dense inputs.
 
     The experts e are one layer each: some that all scenarios share, some of the scenario's own.
-    Dense inputs take part through the trunk. Without the paper's attention over behaviour
-    sequences, which is the sequence encoder's role here.
+    With a trunk without layers it is the paper's, but for the attention over behaviour sequences,
+    which is the sequence encoder's role here.
     """
 
     class Config(MLPConfig):
@@ -45,8 +45,8 @@ class SARNet(ScenarioModule):
         self.trunk = make_trunk(shapes)
         self.num_scenarios = num_scenarios
         width = self.trunk.output_dim
-        self.scale = nn.Parameter(torch.ones(num_scenarios, width))
-        self.shift = nn.Parameter(torch.zeros(num_scenarios, width))
+        self.scale = nn.Parameter(torch.ones(num_scenarios, shapes.width))
+        self.shift = nn.Parameter(torch.zeros(num_scenarios, shapes.width))
         # Experts of one input are one layer with their outputs side by side.
         self.shared = nn.Linear(width, config.shared * config.expert)
         self.specific = GroupedLinear(width, config.specific * config.expert, num_scenarios)
@@ -57,8 +57,8 @@ class SARNet(ScenarioModule):
 
     def forward(self, fields: Fields, scenario: Tensor) -> Tensor:
         groups = Groups.of(scenario, self.num_scenarios)
-        x = self.trunk(fields) * self.scale.index_select(0, scenario)
-        x = x + self.shift.index_select(0, scenario)
+        scale, shift = (p.index_select(0, scenario) for p in (self.scale, self.shift))
+        x = self.trunk(fields.mapped(lambda x: torch.addcmul(shift, x, scale)))
         experts = self.activation(torch.cat([self.shared(x), self.specific(x, groups)], dim=1))
         weights = self.gate(x).softmax(dim=1).unsqueeze(1)
         # [B, 1, E] @ [B, E, expert]
