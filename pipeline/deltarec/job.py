@@ -203,8 +203,8 @@ class Job(Config):
         """Those that LSQ quantises, and those of lists whose single rows others look at."""
         tables = self.embedding.resolved()
         found = {name for name, table in tables.items() if table.fake_quantised}
-        lists = {n: f for n, f in self.features.items() if isinstance(f, IdListFeature)}
-        of_lists = {feature.table or name for name, feature in lists.items()}
+        lists = [name for name, f in self.features.items() if isinstance(f, IdListFeature)]
+        of_lists = {self.table_of(name) for name in lists}
         return found | (of_lists if self.balanced_by_row else of_lists & self.agent_tables())
 
     def agent_tables(self) -> set[str]:

@@ -349,8 +349,7 @@ def _check_graph(job: "Job", graph: GraphConfig) -> None:
     if len({table.dim for table in used.values()}) > 1:
         raise ValueError(f"model.graph: tables {[*used]} are of one graph; give them one dim")
     for name, feature in job.features.items():
-        table = getattr(feature, "table", None) or name
-        if table in used and not isinstance(feature, IdFeature):
+        if job.table_of(name) in used and not isinstance(feature, IdFeature):
             raise ValueError(f"features.{name}: only id features are for nodes of a graph")
     for name, table in used.items():
         if table.fake_quantised:

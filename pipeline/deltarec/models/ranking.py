@@ -11,9 +11,7 @@ from deltarec.balancing.gradients import GradientBoundary
 from deltarec.data.batch import Batch
 from deltarec.data.schema import Task
 from deltarec.embeddings.assignment import Assignments
-from deltarec.embeddings.collections import (
-    EmbeddingTables,
-)
+from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.models.losses import TaskLosses
 from deltarec.models.network import Network
 from deltarec.models.pairs import PairNetwork

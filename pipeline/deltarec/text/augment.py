@@ -14,6 +14,7 @@ template's name, version and content: rows of equal text are asked about once.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +121,14 @@ def augment(job: AugmentJob) -> Augmented:
     journal = Journal(Path(job.journal) if job.journal else folder / "journal.jsonl")
     progress = Progress("augment", len(prompts), every=LOG_EVERY)
     outcome = Outcome(job.answers, progress)
-    requests = Requests(job.server, journal, prompts.template, outcome) if job.server else None
     try:
-        _collect(job, prompts, imports, journal, outcome, requests)
-        if requests:
-            requests.finish()
+        server = job.server  # its key may be missing: the journal is open, and must be closed
+        asking = Requests(server, journal, prompts.template, outcome) if server else nullcontext()
+        with asking as requests:
+            _collect(job, prompts, imports, journal, outcome, requests)
+            if requests:
+                requests.finish()
     finally:
-        if requests:
-            requests.stop()
         journal.close()
         progress.close()
         summary = _write(job, prompts, outcome, folder)

@@ -2,7 +2,7 @@
 """Requests to a server, several at a time; answers go into the journal as they come."""
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, Self
 
 from deltarec.text.answers import Outcome
 from deltarec.text.chat import Chat, NoAnswerError, Reply, Server, ServerError
@@ -55,7 +55,10 @@ class Requests:
         while self._running:
             self._finish_some()
 
-    def stop(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Start no request any more; answers under way still reach the journal."""
         self._chat.stop()
         self._threads.shutdown(cancel_futures=True)
