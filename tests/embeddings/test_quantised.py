@@ -303,7 +303,7 @@ def test_steps_and_saturation_are_logged(data: Path, tmp_path: Path, capsys: Any
             r"tables.country.sharding: a data_parallel table .* choose table_wise",
         ),
         (
-            {"embedding__optimizer": {"name": "rowwise_adagrad", "lr": 0.1, "weight_decay": 0.1}},
+            {"embedding__optimizer": {"name": "adam", "lr": 0.1, "weight_decay": 0.1}},
             r"optimizer.weight_decay: got 0.1.* leave it out",
         ),
         (

@@ -82,8 +82,7 @@ class RowWiseAdagrad(TableOptimizer):
     """Adagrad with one state value a row (and a column shard): the usual one for large tables."""
 
     name: Literal["rowwise_adagrad"]
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    eps: float = 1e-8  # no weight decay: FBGEMM's kernel takes the argument and does nothing
 
     torchrec_type = torchrec.optim.RowWiseAdagrad
 
