@@ -107,6 +107,10 @@ class PromptsWritten(TypedDict):
     output: str
 
 
+AugmentAnswer = Augmented | PromptsWritten
+"""What the verb `text augment` answers, as it asks or only writes what it would ask."""
+
+
 def augment(job: AugmentJob) -> Augmented:
     """Ask about all rows and write the table.
 

@@ -9,9 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from deltarec.verbs.verb import Answer, Parser, Verb
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
+
+
+class Measured(TypedDict):
+    """What a benchmark has measured."""
+
+    name: str
+    results: Any
 
 
 def _arguments(parser: Parser) -> None:
@@ -36,16 +45,6 @@ def _run(options: argparse.Namespace) -> Answer | None:
         return Answer({"name": options.name, "results": json.loads(output.read_text())}, "")
 
 
-def _answer() -> Any:
-    from typing_extensions import TypedDict
-
-    class Measured(TypedDict):
-        """What a benchmark has measured."""
-
-        name: str
-        results: Any
-
-    return Measured
-
-
-BENCH = Verb("Runs a benchmark of the repository.", _arguments, _run, _answer)
+BENCH = Verb(
+    "Runs a benchmark of the repository.", _arguments, _run, "deltarec.verbs.bench:Measured"
+)

@@ -2,7 +2,6 @@
 """`deltarec compare`: finished runs beside each other."""
 
 import argparse
-from typing import Any
 
 from deltarec.verbs.verb import Answer, Parser, Verb
 
@@ -29,12 +28,9 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(comparison.plain(), comparison.markdown())
 
 
-def _answer() -> Any:
-    from deltarec.comparison import Compared
-
-    return Compared
-
-
 COMPARE = Verb(
-    "Compares finished runs, over seeds if there are several.", _arguments, _run, _answer
+    "Compares finished runs, over seeds if there are several.",
+    _arguments,
+    _run,
+    "deltarec.comparison:Compared",
 )

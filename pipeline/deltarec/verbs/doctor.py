@@ -2,7 +2,6 @@
 """`deltarec doctor`."""
 
 import argparse
-from typing import Any
 
 from deltarec.verbs.verb import Answer, Parser, Verb
 
@@ -23,10 +22,6 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(found, "\n".join(lines), exit_code=1 if found["problems"] else 0)
 
 
-def _answer() -> Any:
-    from deltarec.doctor import Found
-
-    return Found
-
-
-DOCTOR = Verb("Prints versions and says whether they fit together.", _arguments, _run, _answer)
+DOCTOR = Verb(
+    "Prints versions and says whether they fit together.", _arguments, _run, "deltarec.doctor:Found"
+)

@@ -3,7 +3,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from deltarec.verbs.processes import launch
 from deltarec.verbs.verb import Answer, Parser, Verb, add_overrides, add_processes
@@ -54,10 +53,6 @@ def _run(options: argparse.Namespace) -> Answer | None:
     return Answer(answer, f"{options.split}, step {state.step}\n{render(result)}")
 
 
-def _answer() -> Any:
-    from deltarec.evaluator import Evaluated
-
-    return Evaluated
-
-
-EVALUATE = Verb("Computes the metrics of a run's checkpoint.", _arguments, _run, _answer)
+EVALUATE = Verb(
+    "Computes the metrics of a run's checkpoint.", _arguments, _run, "deltarec.evaluator:Evaluated"
+)

@@ -2,9 +2,8 @@
 """`deltarec plan`."""
 
 import argparse
-from typing import Any
 
-from deltarec.verbs.verb import Answer, Parser, Verb, add_configuration, job_type
+from deltarec.verbs.verb import JOB, Answer, Parser, Verb, add_configuration
 
 
 def _arguments(parser: Parser) -> None:
@@ -36,16 +35,10 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(found, render(found, hardware))
 
 
-def _answer() -> Any:
-    from deltarec.plan import Plan
-
-    return Plan
-
-
 PLAN = Verb(
     "Plans a job's tables for any machines, without the machines.",
     _arguments,
     _run,
-    _answer,
-    job_type,
+    "deltarec.plan:Plan",
+    JOB,
 )

@@ -3,7 +3,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from deltarec.verbs.processes import launch
 from deltarec.verbs.verb import Answer, Parser, Verb, add_overrides, add_processes, count
@@ -84,10 +83,9 @@ def _run(options: argparse.Namespace) -> Answer | None:
     return Answer(found, f"{text}\npredictions: {output}")
 
 
-def _answer() -> Any:
-    from deltarec.predict import Predicted
-
-    return Predicted
-
-
-PREDICT = Verb("Scores rows by a run's checkpoint: Parquet in and out.", _arguments, _run, _answer)
+PREDICT = Verb(
+    "Scores rows by a run's checkpoint: Parquet in and out.",
+    _arguments,
+    _run,
+    "deltarec.predict:Predicted",
+)

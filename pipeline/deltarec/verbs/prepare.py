@@ -4,7 +4,6 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from deltarec.verbs.verb import Answer, Parser, Verb, add_overrides
 
@@ -38,10 +37,9 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer({"target": str(target), **known}, f"prepared {options.dataset} in {target}")
 
 
-def _answer() -> Any:
-    from deltarec.data.prepare.dataset import Prepared
-
-    return Prepared
-
-
-PREPARE = Verb("Turns raw public data into Parquet.", _arguments, _run, _answer)
+PREPARE = Verb(
+    "Turns raw public data into Parquet.",
+    _arguments,
+    _run,
+    "deltarec.data.prepare.dataset:Prepared",
+)

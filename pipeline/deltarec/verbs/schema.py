@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from typing import Any
+from pkgutil import resolve_name
 
 from deltarec.verbs.verb import Answer, Parser, Verb
 
@@ -27,17 +27,14 @@ def _schema(options: argparse.Namespace) -> Answer:
     if name and name not in VERBS:
         raise ValueError(f"schema: no verb '{name}': one of {', '.join(VERBS)}")
     if options.configuration:
-        if not name or VERBS[name].configuration is None:
+        type_of_file = VERBS[name].configuration if name else None
+        if type_of_file is None:
             with_file = [other for other, verb in VERBS.items() if verb.configuration]
             raise ValueError(f"--configuration: name one of {', '.join(with_file)}")
-        found = VERBS[name].configuration().model_json_schema()  # pyright: ignore
+        found = resolve_name(type_of_file).model_json_schema()
     else:
         found = {"tools": [tool(verb, of) for verb, of in chosen.items()]}
     return Answer(found, json.dumps(found, indent=2))
-
-
-def _schema_answer() -> Any:
-    return dict[str, Any]
 
 
 def _call_arguments(parser: Parser) -> None:
@@ -73,6 +70,6 @@ SCHEMA = Verb(
     "Prints the verbs as tools: JSON schemas of their arguments and answers.",
     _schema_arguments,
     _schema,
-    _schema_answer,
+    "builtins:dict",
 )
-CALL = Verb("Does what a tool call says.", _call_arguments, _call, _schema_answer)
+CALL = Verb("Does what a tool call says.", _call_arguments, _call, "builtins:dict")

@@ -3,9 +3,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from deltarec.verbs.verb import Answer, Ended, Parser, Verb, add_configuration, count, job_type
+from deltarec.verbs.verb import JOB, Answer, Ended, Parser, Verb, add_configuration, count
 
 
 def _arguments(parser: Parser) -> None:
@@ -74,12 +73,10 @@ def _run(options: argparse.Namespace) -> Answer:
     return Answer(answer, text, exit_code=1 if comparison.failed else 0)
 
 
-def _answer() -> Any:
-    from deltarec.comparison import Swept
-
-    return Swept
-
-
 SWEEP = Verb(
-    "Trains variants of a job over seeds and compares them.", _arguments, _run, _answer, job_type
+    "Trains variants of a job over seeds and compares them.",
+    _arguments,
+    _run,
+    "deltarec.comparison:Swept",
+    JOB,
 )

@@ -3,7 +3,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from deltarec.verbs.verb import Answer, Parser, Verb, add_configuration
 
@@ -34,18 +33,6 @@ def _augment(options: argparse.Namespace) -> Answer:
     return Answer(answer, text, exit_code=1 if answer["failed"] else 0)
 
 
-def _augment_answer() -> Any:
-    from deltarec.text.augment import Augmented, PromptsWritten
-
-    return Augmented | PromptsWritten
-
-
-def _augment_job() -> Any:
-    from deltarec.text.augment import AugmentJob
-
-    return AugmentJob
-
-
 def _encode(options: argparse.Namespace) -> Answer:
     from deltarec.config import load
     from deltarec.text.encode import EncodeJob, encode
@@ -57,18 +44,6 @@ def _encode(options: argparse.Namespace) -> Answer:
         f"text, {answer['truncated']:,} were too long\nvectors: {answer['output']}"
     )
     return Answer(answer, text)
-
-
-def _encode_answer() -> Any:
-    from deltarec.text.encode import Encoded
-
-    return Encoded
-
-
-def _encode_job() -> Any:
-    from deltarec.text.encode import EncodeJob
-
-    return EncodeJob
 
 
 def _tokenise(options: argparse.Namespace) -> Answer:
@@ -84,18 +59,6 @@ def _tokenise(options: argparse.Namespace) -> Answer:
     return Answer(answer, text)
 
 
-def _tokenise_answer() -> Any:
-    from deltarec.text.tokenise import Tokenised
-
-    return Tokenised
-
-
-def _tokenise_job() -> Any:
-    from deltarec.text.tokenise import TokeniseJob
-
-    return TokeniseJob
-
-
 def _score(options: argparse.Namespace) -> Answer:
     from deltarec.config import load
     from deltarec.text.score import ScoreJob, score
@@ -108,43 +71,31 @@ def _score(options: argparse.Namespace) -> Answer:
     return Answer(answer, text)
 
 
-def _score_answer() -> Any:
-    from deltarec.text.score import Scored
-
-    return Scored
-
-
-def _score_job() -> Any:
-    from deltarec.text.score import ScoreJob
-
-    return ScoreJob
-
-
 AUGMENT = Verb(
     "Asks a chat model about items or users, or imports.",
     _augment_arguments,
     _augment,
-    _augment_answer,
-    _augment_job,
+    "deltarec.text.augment:AugmentAnswer",
+    "deltarec.text.augment:AugmentJob",
 )
 ENCODE = Verb(
     "Turns text into vectors by a frozen encoder.",
     add_configuration,
     _encode,
-    _encode_answer,
-    _encode_job,
+    "deltarec.text.encode:Encoded",
+    "deltarec.text.encode:EncodeJob",
 )
 TOKENISE = Verb(
     "Turns text into tokens, for a model inside a job.",
     add_configuration,
     _tokenise,
-    _tokenise_answer,
-    _tokenise_job,
+    "deltarec.text.tokenise:Tokenised",
+    "deltarec.text.tokenise:TokeniseJob",
 )
 SCORE = Verb(
     "Asks a causal model of samples: yes or no.",
     add_configuration,
     _score,
-    _score_answer,
-    _score_job,
+    "deltarec.text.score:Scored",
+    "deltarec.text.score:ScoreJob",
 )

@@ -8,6 +8,7 @@ comes out from the type of its answer. The keys are those of the Model Context P
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from deltarec.verbs.verb import Parser, Verb, count
@@ -31,7 +32,7 @@ def tool(name: str, verb: Verb) -> dict[str, Any]:
     """A tool as agents are told of it."""
     from pydantic import TypeAdapter
 
-    answer = TypeAdapter(verb.answer()).json_schema()
+    answer = TypeAdapter(resolve_name(verb.answer)).json_schema()
     return {
         "name": tool_name(name),
         "description": verb.help,

@@ -3,17 +3,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from deltarec.verbs.processes import launch
 from deltarec.verbs.verb import (
+    JOB,
     Answer,
     Ended,
     Parser,
     Verb,
     add_configuration,
     add_processes,
-    job_type,
 )
 
 
@@ -57,16 +56,10 @@ def _run(options: argparse.Namespace) -> Answer | None:
     return Answer(answer, f"{report(result)}\nrun folder: {run.path}")
 
 
-def _answer() -> Any:
-    from deltarec.summary import Trained
-
-    return Trained
-
-
 TRAIN = Verb(
     "Trains a job; resumes one whose run folder has a checkpoint.",
     _arguments,
     _run,
-    _answer,
-    job_type,
+    "deltarec.summary:Trained",
+    JOB,
 )

@@ -73,6 +73,10 @@ class Parser(argparse.ArgumentParser):
         raise Usage(message, self.prog, self.format_usage())
 
 
+JOB = "deltarec.job:Job"
+"""The type of a training job's YAML file."""
+
+
 @dataclass(frozen=True)
 class Verb:
     """One verb.
@@ -81,8 +85,8 @@ class Verb:
         help: one sentence.
         arguments: declares them to a parser.
         run: does it, by what was parsed; None from all ranks but the main one.
-        answer: the type of the answer's value.
-        configuration: the type of the YAML file, if there is one.
+        answer: the type of the answer's value, as "module:Type".
+        configuration: the type of the YAML file, if there is one, likewise.
 
     Options that every verb gets: `json`, whether a program reads the answer, and `command_line`,
     the words that were parsed.
@@ -91,8 +95,8 @@ class Verb:
     help: str
     arguments: Callable[[Parser], None]
     run: Callable[[argparse.Namespace], Answer | None]
-    answer: Callable[[], Any]
-    configuration: Callable[[], Any] | None = None
+    answer: str
+    configuration: str | None = None
 
 
 def count(text: str) -> int:
@@ -127,10 +131,3 @@ def add_processes(parser: Parser) -> None:
         type=count,
         help="of a process; on CPU, the cores divided by the processes if not given",
     )
-
-
-def job_type() -> Any:
-    """The type of a training job's YAML file."""
-    from deltarec.job import Job
-
-    return Job
