@@ -50,6 +50,22 @@ def assign(
             return min(int(summaries[b, 1]) + count, _MOST)
         return 0 if evict == "none" else step
 
+    def give_row(key: int, b: int) -> int | None:
+        """The id's own expired row, else the bucket's next if it is free or may be taken."""
+        if key in rows.places:
+            return rows.places[key]
+        row = rows.first(b, step)
+        if row is None:
+            return None
+        if rows.uses[row][0] > 0:
+            if evict not in ("lru", "lfu") and not expired(row):
+                return None
+            if ageing:
+                summaries[b, 1] = max(int(summaries[b, 1]), rows.uses[row][1])
+            summaries[b, 2] -= 1
+        summaries[b, 2] += 1
+        return row
+
     found: dict[int, int] = {}
     missing = []
     for key, count in sightings.items():
@@ -67,21 +83,7 @@ def assign(
         candidate = waiting.places.get(key) if admit_after > 1 else None
         if candidate is not None:
             total += waiting.uses[candidate][0]
-        row = None
-        if total >= admit_after:
-            row = rows.places.get(key)
-            if row is None:
-                row = rows.first(b, step)
-                evicts = evict in ("lru", "lfu") or (row is not None and expired(row))
-                if row is not None and rows.uses[row][0] > 0:
-                    if not evicts:
-                        row = None
-                    else:
-                        if ageing:
-                            summaries[b, 1] = max(int(summaries[b, 1]), rows.uses[row][1])
-                        summaries[b, 2] -= 1
-                if row is not None:
-                    summaries[b, 2] += 1
+        row = give_row(key, b) if total >= admit_after else None
         if row is not None:
             rows.write(row, key, min(total, _MOST), score(b, total), step)
             summaries[b, 3] += 1
