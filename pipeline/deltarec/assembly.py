@@ -20,7 +20,7 @@ from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.embeddings.frozen import FrozenConfig, check_files, largest_value
 from deltarec.embeddings.planning import Hardware, describe, make_plan
-from deltarec.embeddings.policies import AutoAssign
+from deltarec.embeddings.policies import autoassigned
 from deltarec.job import Job, Split
 from deltarec.layers.graph import BehaviourGraphs, bipartite
 from deltarec.models.network import network_of
@@ -41,8 +41,9 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     bf16 = job.train.precision == "bf16"
     network = network_of(job.model, schema, specs, job.train.seed, bf16)
     balancer = balancer_of(job.balance, list(job.tasks), job.train.seed)
-    assigns = any(isinstance(table.assignment, AutoAssign) for table in specs.values())
-    agent = Agent(job.embedding.agent, schema, specs, job.train.seed) if assigns else None
+    agent = None
+    if autoassigned(specs):
+        agent = Agent(job.embedding.agent, schema, specs, job.train.seed)
     model = RankingModel(tables, network, balancer, Assignments(schema, specs, agent))
     share = -(-job.train.batch_size // world_size())
     plan = make_plan(tables, specs, Hardware.here(device), share).plan

@@ -27,7 +27,7 @@ from deltarec.data.schema import (
     negative_features,
     node_features,
 )
-from deltarec.embeddings.policies import AutoAssign
+from deltarec.embeddings.policies import autoassigned
 from deltarec.embeddings.tables import EmbeddingConfig
 from deltarec.job_checks import check
 from deltarec.metrics import METRICS, RANKING_METRICS
@@ -209,8 +209,7 @@ class Job(Config):
 
     def agent_tables(self) -> set[str]:
         """Those whose ids the identity agent looks after."""
-        tables = self.embedding.tables.items()
-        return {name for name, table in tables if isinstance(table.assignment, AutoAssign)}
+        return set(autoassigned(self.embedding.tables))
 
     @property
     def balanced_by_row(self) -> bool:

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from deltarec.data.batch import Batch
 from deltarec.data.schema import IdFeature, Schema
 from deltarec.distributed import gather_rows, world_size
-from deltarec.embeddings.policies import AgentConfig, AutoAssign
+from deltarec.embeddings.policies import AgentConfig, AutoAssign, autoassigned
 from deltarec.embeddings.replay import Replay
 from deltarec.embeddings.tables import TableSpec
 
@@ -136,8 +136,7 @@ class Agent:
     ) -> None:
         self.config = config
         self.seed = seed
-        policies = {name: t.assignment for name, t in tables.items()}
-        self.policies = {n: p for n, p in policies.items() if isinstance(p, AutoAssign)}
+        self.policies = autoassigned(tables)
         self.tables = agent_fields(schema, self.policies)
         self.binary = [t for t, task in enumerate(schema.tasks.values()) if task.kind == "binary"]
         sizes = [self.policies[table].shared + 1 for table in self.tables.values()]

@@ -23,7 +23,7 @@ from torchrec import (
 
 from deltarec.data.batch import Batch
 from deltarec.data.schema import IdListFeature, Schema, SequenceFeature
-from deltarec.embeddings.policies import AutoAssign
+from deltarec.embeddings.policies import autoassigned
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.jagged import jagged_sum
 from deltarec.layers.lsq import LSQ
@@ -170,9 +170,8 @@ def shared_rows(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
     """The vectors that ids without a row share, by table."""
     return nn.ModuleDict(
         {
-            name: SharedRows(policy.shared, table.dim, table.init_std, policy.hard)
-            for name, table in tables.items()
-            if isinstance(policy := table.assignment, AutoAssign)
+            name: SharedRows(policy.shared, tables[name].dim, tables[name].init_std, policy.hard)
+            for name, policy in autoassigned(tables).items()
         }
     )
 

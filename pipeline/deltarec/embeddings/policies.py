@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the ids of a table get rows: one configuration a policy, and what each needs."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 from pydantic import Field
 
@@ -168,3 +169,16 @@ ASSIGNMENTS: dict[str, type[Config]] = {
     "timed": Timed,
     "autoassign": AutoAssign,
 }
+
+
+class Assigned(Protocol):
+    """A table, as configured or as resolved."""
+
+    @property
+    def assignment(self) -> Config | None: ...
+
+
+def autoassigned(tables: Mapping[str, Assigned]) -> dict[str, AutoAssign]:
+    """The tables whose ids the identity agent looks after, with what they say of it."""
+    found = {name: table.assignment for name, table in tables.items()}
+    return {name: policy for name, policy in found.items() if isinstance(policy, AutoAssign)}

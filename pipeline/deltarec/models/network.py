@@ -21,7 +21,7 @@ from deltarec.embeddings.collections import (
     fake_quantisers,
     shared_rows,
 )
-from deltarec.embeddings.policies import AutoAssign
+from deltarec.embeddings.policies import autoassigned
 from deltarec.embeddings.tables import TableSpec
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.layers.dropout import RowDropout, sample_keys, set_sample_keys
@@ -145,8 +145,7 @@ class Network(nn.Module):
         self.shared = shared_rows(tables)
         self.observed: Observed | None = None
         """By the last forward in training, for the identity agent."""
-        policies = {n: p for n, t in tables.items() if isinstance(p := t.assignment, AutoAssign)}
-        self.context = context_features(schema, tables, policies)
+        self.context = context_features(schema, tables, autoassigned(tables))
         self.text = None
         dims = {name: tables[schema.table(name)].dim for name in schema.sparse}
         dim_of = dict(dims)
