@@ -19,24 +19,29 @@ def encoder(**options) -> DINEncoder:
     return DINEncoder(config, 4, ["history"], has_target=True).double()
 
 
-def attended(unit: Any, target: Tensor, items: Tensor) -> Tensor:
-    """Σ_i a(e_i, t) e_i with a = MLP([e; t; e − t; e ∘ t]) for one sample."""
-    total = torch.zeros(4, dtype=torch.float64)
+def attended(unit: Any, target: Tensor, items: Tensor, softmax: bool) -> Tensor:
+    """Σ_i a(e_i, t) e_i with a = MLP([e; t; e − t; e ∘ t]) for one sample, or a's softmax."""
+    weights = []
     for item in items:
         pair = torch.cat([item, target, item - target, item * target])
-        total = total + linear(unit.score, mlp(unit.layers, pair)) * item
-    return total
+        weights.append(linear(unit.score, mlp(unit.layers, pair)))
+    if softmax and weights:
+        total = sum(w.exp() for w in weights)
+        weights = [w.exp() / total for w in weights]
+    start = torch.zeros(4, dtype=torch.float64)
+    return sum((w * item for w, item in zip(weights, items, strict=True)), start)
 
 
-def test_weighs_each_item_by_its_target():
+@pytest.mark.parametrize("softmax", [False, True])
+def test_weighs_each_item_by_its_target(softmax: bool):
     """Two sequences are empty; the last sample is as padding is, without items and of zeros."""
-    model = encoder()
+    model = encoder(softmax=softmax)
     items, target = leaf(int(LENGTHS.sum()), 4), leaf(5, 4)
     with torch.no_grad():
         target[4] = 0
     parts = items.split(LENGTHS.tolist())
     pairs = zip(target, parts, strict=True)
-    wanted = torch.stack([attended(model.units[0], one, part) for one, part in pairs])
+    wanted = torch.stack([attended(model.units[0], one, part, softmax) for one, part in pairs])
     [got] = model(target, [JaggedSequence(items, LENGTHS)])
     assert_equal(model, got, wanted, [items, target])
 
