@@ -375,6 +375,16 @@ TABLE = {"rows": 10}
             "tasks.buy.given: 'click' is not a binary task declared before",
         ),
         (
+            {"scenario": None},
+            "model.scenario.name: 'towers' needs scenarios; set scenario.column and "
+            "scenario.values, or the name to none",
+        ),
+        (
+            {"balance": {"name": "dwa"}, "train__epochs": 2},
+            "balance.period: dwa begins after 2 periods, which are epochs if not given, and "
+            "train.epochs is 2; give steps",
+        ),
+        (
             {"scenario__default": "tv"},
             "scenario.default: 'tv' is not among scenario.values",
         ),

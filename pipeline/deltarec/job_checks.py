@@ -8,6 +8,7 @@ from torch import nn
 from deltarec.balancing import BALANCERS
 from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.balancer import GradientBalancer, SampleBalancer
+from deltarec.balancing.periods import PeriodConfig
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rmtl import RMTL
 from deltarec.data.schema import IdFeature, IdListFeature, Schema, SequenceFeature, Task
@@ -97,6 +98,11 @@ def _check_assignment(job: "Job", schema: Schema) -> None:
         raise ValueError(
             f"embedding.agent.gamma: {agent.gamma} counts the user's next sample; set "
             "data.user, or gamma to 0"
+        )
+    if agent.gamma and job.data.reader.shuffle:
+        raise ValueError(
+            f"embedding.agent.gamma: {agent.gamma} counts the user's next sample; set "
+            "data.reader.shuffle to false, or gamma to 0"
         )
     if not agent.critic and not agent.bce:
         raise ValueError("embedding.agent: learns of nothing; set critic to true, or bce above 0")
@@ -383,6 +389,8 @@ def _check_early_stopping(job: "Job") -> None:
 
 
 def _check_balance(job: "Job") -> None:
+    if isinstance(job.balance, PeriodConfig) and len(job.tasks) > 1:
+        _check_periods(job, job.balance)
     if isinstance(job.balance, RMTL.Config) and len(job.tasks) > 1:
         _check_episodes(job, job.balance)
     if not isinstance(job.balance, AdaTask.Config) or len(job.tasks) == 1:
@@ -404,6 +412,14 @@ def _check_balance(job: "Job") -> None:
                 f"embedding.tables.{name}.sharding: 'data_parallel' leaves the table to the "
                 "dense optimiser, which balance adatask makes plain sgd; choose another"
             )
+
+
+def _check_periods(job: "Job", balance: PeriodConfig) -> None:
+    if balance.period is None and job.train.epochs <= balance.first_periods:
+        raise ValueError(
+            f"balance.period: {balance.name} begins after {balance.first_periods} periods, which "  # pyright: ignore
+            f"are epochs if not given, and train.epochs is {job.train.epochs}; give steps"
+        )
 
 
 def _check_episodes(job: "Job", balance: RMTL.Config) -> None:
@@ -454,6 +470,12 @@ def _check_stream(job: "Job") -> None:
 
 def _check_scenario(job: "Job") -> None:
     if job.scenario is None:
+        module = job.model.scenario.name  # pyright: ignore[reportAttributeAccessIssue]
+        if module != "none":
+            raise ValueError(
+                f"model.scenario.name: '{module}' needs scenarios; set scenario.column and "
+                "scenario.values, or the name to none"
+            )
         return
     values: list[int | str] = list(job.scenario.values)
     if len(set(values)) < len(values):

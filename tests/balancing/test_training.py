@@ -66,13 +66,15 @@ def test_without_gradients_by_task_there_is_no_picture_of_conflicts(
     assert not (tmp_path / "run" / "conflict.png").exists()
 
 
-@pytest.mark.parametrize("name", ["rlw", "dwa", "mgda"])
+@pytest.mark.parametrize(
+    "balance", [{"name": "rlw"}, {"name": "dwa", "period": 1}, {"name": "mgda"}]
+)
 def test_a_second_pass_has_the_weights_of_the_first(
-    tmp_path: Path, one_process: torch.device, name: str
+    tmp_path: Path, one_process: torch.device, balance: dict[str, Any]
 ):
     """And leaves no trace in the method: a step of two passes counts once."""
     write_small_data(tmp_path)
-    job = quantised_job(tmp_path, balance={"name": name}, train__max_steps=4)
+    job = quantised_job(tmp_path, balance=balance, train__max_steps=4)
     trainer = Trainer(job, RunFolder(tmp_path / "run"), torch.device("cpu"))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     again = trainer.balancer.again

@@ -65,6 +65,7 @@ def agent_job(folder: Path, precision: str = "fp32", **overrides: Any) -> Job:
     hashed = {f"features__{name}__transforms": HASH for name in ("user", "item", "history")}
     agent = AGENT | overrides.pop("embedding__agent", {})
     options = {"embedding__precision": precision, "embedding__agent": agent}
+    options["data__reader__shuffle"] = False  # a user's next sample comes after
     return stream_job(folder, **(tables | hashed | options | overrides))
 
 
@@ -352,6 +353,7 @@ def test_a_row_starts_from_the_shared_vectors(data: Path, tmp_path: Path, precis
     ("overrides", "message"),
     [
         ({"data__user": None}, "counts the user's next sample"),
+        ({"data__reader__shuffle": True}, "set data.reader.shuffle to false, or gamma to 0"),
         ({"embedding__agent": {"critic": False, "bce": 0}}, "learns of nothing"),
         ({"balance": {"name": "pcgrad"}}, r"agent\.bce: 10\.0 takes the losses' gradient"),
         ({"features__user__kind": "ids"}, "learns by a feature of kind id"),

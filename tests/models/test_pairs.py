@@ -109,6 +109,8 @@ def test_look_ups_one_by_one_train_alike(
         ({"tasks__click": {"negatives": 3}}, "tasks.click.negatives: is not for a binary task"),
         ({"features__age": {"kind": "dense"}}, "features.age: no side of a pairwise task"),
         ({"model__trunk": {"name": "mlp", "hidden": [8]}}, "'pair' is the whole model"),
+        ({"model__scenario": {"name": "hamur"}}, "'pair' is the whole model"),
+        ({"model__sequence": {"name": "din", "hidden": [8]}}, "'pair' is the whole model"),
         ({"model": {"trunk": {"name": "mlp", "hidden": [8]}}}, "needs 'trunk' and 'heads', or"),
         ({"features__user__dropout": 0.1}, "features.user.dropout: is not for pairwise tasks"),
         ({"scenario": {"column": "user", "values": [1]}}, "scenario: pairwise tasks know none"),

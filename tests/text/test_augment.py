@@ -341,13 +341,22 @@ def test_a_future_event_in_a_prompt_is_refused_and_named(tmp_path: Path, moment:
     assert augment(dropping)["events_dropped"] == 1
 
 
-def test_a_user_without_a_cut_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ([1], "user 2 has events and no cut"),
+        ([1, 2, 1], "cuts.parquet: user 1 is in 2 rows"),
+        ([1, 2, None], "cuts.parquet: column 'user' has nulls"),
+        ([1.0, 2.0], "cuts.parquet: column 'user' is double; it must be an integer"),
+    ],
+)
+def test_each_user_has_one_cut(tmp_path: Path, of: list[Any], message: str):
     asked = users(tmp_path, PAST)
-    cuts = pa.table({"user": [1], "cut": [100]})
+    cuts = pa.table({"user": of, "cut": [100 * (row + 1) for row in range(len(of))]})
     pq.write_table(cuts, tmp_path / "cuts.parquet")
     tree = asked.model_dump()
     tree["history"]["cuts"]["source"] = str(tmp_path / "cuts.parquet")
-    with pytest.raises(ValueError, match="user 2 has events and no cut"):
+    with pytest.raises(ValueError, match=message):
         augment(validate(AugmentJob, tree, "test"))
 
 

@@ -47,6 +47,17 @@ def run(folder: Path, output: Path, **options: Any) -> dict[str, Any]:
     return score(validate(ScoreJob, job(folder, output, **options), "test"))
 
 
+def test_a_folder_holds_scores_of_one_input(folder: Path, tmp_path: Path):
+    run(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="scores of another column; give a new folder"):
+        run(folder, tmp_path / "out", column="opinion")
+    renamed = pa.table({"id": [3, 5, 7], "title": ["three", "FIVE", None]})
+    pq.write_table(renamed, tmp_path / "items.parquet")
+    texts = {"item": {"source": str(tmp_path / "items.parquet"), "key": "id"}}
+    with pytest.raises(ValueError, match="scores of another texts; give a new folder"):
+        run(folder, tmp_path / "out", texts=texts)
+
+
 def test_scores_are_the_models_and_survive_a_kill(folder: Path, tmp_path: Path, capsys: Any):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

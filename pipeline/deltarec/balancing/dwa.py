@@ -23,6 +23,10 @@ class DWA(PeriodBalancer):
         temperature: float = Field(default=2.0, gt=0)
         """T: the larger, the more equal are the weights."""
 
+        @property
+        def first_periods(self) -> int:
+            return 2
+
     means: Tensor
 
     def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:

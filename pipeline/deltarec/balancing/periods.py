@@ -17,6 +17,11 @@ class PeriodConfig(Config):
     period: int | None = Field(default=None, gt=0)
     """Steps of a period; an epoch if not given."""
 
+    @property
+    def first_periods(self) -> int:
+        """So many are over before the method begins."""
+        raise NotImplementedError
+
 
 class PeriodBalancer(LossBalancer):
     """Sums the global losses, and hands on their mean when a period is over.

@@ -26,6 +26,10 @@ class STCH(PeriodBalancer):
         warmup: int = Field(default=4, gt=0)
         """Periods before the nadir is known."""
 
+        @property
+        def first_periods(self) -> int:
+            return self.warmup
+
     nadir: Tensor
 
     def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:

@@ -190,7 +190,7 @@ class Assignments(nn.Module):
         self.agent.learn()
         for name, owned in self.owned.items():
             if isinstance(owned, Identities):
-                for feature in ids.keys() & self.features[name]:
+                for feature in (f for f in self.features[name] if f in ids):
                     owned.tell(ids[feature], losses)
                 owned.review(lambda rows, name=name: norms(name, rows))
 

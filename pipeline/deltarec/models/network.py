@@ -87,6 +87,8 @@ class ModelConfig(Config):
             raise ValueError("needs 'trunk' and 'heads', or for pairwise tasks 'pair'")
         joined = self.pair is not None and self.pair.name == "joined"
         others = self.trunk is not None or (self.heads and not joined)
+        others = others or self.sequence != MeanEncoder.Config(name="mean")
+        others = others or self.scenario != NoScenario.Config(name="none")
         others = others or any(part is not None for part in (self.text, self.align, self.score))
         if self.pair is not None and others:
             raise ValueError(

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from deltarec.config import Config
 from deltarec.data.files import find
-from deltarec.text.rows import TextRows, as_text, read_columns
+from deltarec.text.rows import TextRows, as_text, check_ids, read_columns
 
 
 class Cuts(Config):
@@ -58,8 +58,8 @@ class History:
         users: of these alone.
 
     Raises:
-        ValueError: an event is of the future and `future` refuses it; a user has events and no cut;
-            a column is missing.
+        ValueError: an event is of the future and `future` refuses it; a user has events and no cut,
+            or two; a column is missing or has no ids.
 
     Attributes:
         dropped: how many events of the future were left out.
@@ -72,7 +72,9 @@ class History:
         own = [f for f in fields if f in _columns(config.source)]
         events = read_columns(config.source, [config.user, config.time, *item, *own])
         wanted = np.fromiter(users, np.int64)
-        events = events.filter(pa.array(np.isin(_integers(events, config.user, config), wanted)))
+        for column in (config.user, *item):
+            check_ids(events, column, config.source, unique=False)
+        events = events.filter(pa.array(np.isin(events[config.user].to_numpy(), wanted)))
         self.dropped = 0
         events = self._before_cuts(events)
         user, time = (events[name].to_numpy() for name in (config.user, config.time))
@@ -115,8 +117,9 @@ class History:
 
     def _before_cuts(self, events: pa.Table) -> pa.Table:
         config = self.config
-        users, times = _integers(events, config.user, config), events[config.time].to_numpy()
+        users, times = (events[name].to_numpy() for name in (config.user, config.time))
         cuts = read_columns(config.cuts.source, [config.cuts.user, config.cuts.column])
+        check_ids(cuts, config.cuts.user, config.cuts.source, unique=True)
         known = cuts[config.cuts.user].to_numpy().astype(np.int64)
         order = np.argsort(known, kind="stable")
         known, moments = known[order], cuts[config.cuts.column].to_numpy()[order]
@@ -142,10 +145,3 @@ class History:
 
 def _columns(source: str) -> list[str]:
     return find(source, ["."])[0].schema.names
-
-
-def _integers(table: pa.Table, column: str, config: HistoryConfig) -> np.ndarray:
-    if not pa.types.is_integer(table.schema.field(column).type):
-        found = table.schema.field(column).type
-        raise ValueError(f"{config.source}: column '{column}' is {found}; it must be an integer")
-    return table[column].to_numpy().astype(np.int64)

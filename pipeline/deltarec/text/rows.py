@@ -27,20 +27,32 @@ class TextRows(Config):
         """
         table = read_columns(self.source, [self.key, *columns])
         for name in table.column_names:
-            is_key = name == self.key
-            if not _is_text(table.schema.field(name).type, key=is_key):
-                needed = "an integer" if is_key else "a string, a number or a list of strings"
-                found = table.schema.field(name).type
+            found = table.schema.field(name).type
+            if name != self.key and not _is_text(found):
+                needed = "a string, a number or a list of strings"
                 raise ValueError(f"{self.source}: column '{name}' is {found}; it must be {needed}")
-        keys = table[self.key]
-        if keys.null_count:
-            raise ValueError(f"{self.source}: column '{self.key}' has nulls; each row needs an id")
-        counts = pc.value_counts(keys)  # pyright: ignore[reportAttributeAccessIssue]
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))  # pyright: ignore
-        if len(twice):
-            first = twice.field("values")[0]
-            raise ValueError(f"{self.source}: {self.key} {first} is in {twice[0]['counts']} rows")
+        check_ids(table, self.key, self.source, unique=True)
         return table
+
+
+def check_ids(table: pa.Table, column: str, source: str, unique: bool) -> None:
+    """Refuse a column that does not name each row's item or user.
+
+    Raises:
+        ValueError: it is no integer, a row has none, or two have the same where each is unique.
+    """
+    found = table.schema.field(column).type
+    if not pa.types.is_integer(found):
+        raise ValueError(f"{source}: column '{column}' is {found}; it must be an integer")
+    if table[column].null_count:
+        raise ValueError(f"{source}: column '{column}' has nulls; each row needs an id")
+    if not unique:
+        return
+    counts = pc.value_counts(table[column])  # pyright: ignore[reportAttributeAccessIssue]
+    twice = counts.filter(pc.greater(counts.field("counts"), 1))  # pyright: ignore
+    if len(twice):
+        first = twice.field("values")[0]
+        raise ValueError(f"{source}: {column} {first} is in {twice[0]['counts']} rows")
 
 
 def read_columns(source: str, columns: Iterable[str]) -> pa.Table:
@@ -71,11 +83,8 @@ def as_text(values: pa.ChunkedArray) -> list[str | None]:
     return texts
 
 
-def _is_text(arrow_type: pa.DataType, key: bool) -> bool:
-    integer = pa.types.is_integer(arrow_type)
-    if key or integer:
-        return integer
+def _is_text(arrow_type: pa.DataType) -> bool:
     if pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type):
         arrow_type = arrow_type.value_type
     string = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
-    return string or pa.types.is_floating(arrow_type)
+    return string or pa.types.is_integer(arrow_type) or pa.types.is_floating(arrow_type)

@@ -12,6 +12,8 @@ from the part alone, so a resumed job writes what an undisturbed one writes, bit
 that is tuned inside a job scores by `deltarec predict`.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +102,8 @@ def score(job: ScoreJob) -> Scored:
         "template": template.identity,
         "scorer": scorer.identity,
         "rows_per_part": job.rows_per_part,
+        "column": job.column,
+        "texts": prompts.digest,
         "samples": [[file.path, file.num_bytes] for file in files],
     }
     begin_folder(folder, "_score.json", identity, "scores")
@@ -126,7 +130,7 @@ def score(job: ScoreJob) -> Scored:
 
 
 class _Prompts:
-    """The prompts of samples.
+    """The prompts of samples; `digest` is of all that they look up.
 
     Raises:
         ValueError: a field of the template is no column, or the new column is there already.
@@ -138,6 +142,7 @@ class _Prompts:
         budget = Budget(tokens=job.scorer.max_tokens, tokenizer=job.scorer.model)
         self._renderer = Renderer(template, budget)
         self._own = [name for name in template.columns if name in schema.names]
+        digest = hashlib.sha256()
         self._looked_up: dict[str, dict[int, dict[str, str | None]]] = {}
         missing = [name for name in template.columns if name not in schema.names]
         for column, rows in job.texts.items():
@@ -152,6 +157,8 @@ class _Prompts:
                 key: {name: texts[row] for name, texts in zip(wanted, columns, strict=True)}
                 for row, key in enumerate(table[rows.key].to_pylist())
             }
+            digest.update(json.dumps([column, *self._looked_up[column].items()]).encode())
+        self.digest = digest.hexdigest()
         if missing:
             raise ValueError(
                 f"template {template.name}: '{missing[0]}' is no column of the samples nor of texts"
