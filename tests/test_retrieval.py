@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from deltarec.metrics.evaluation import Values
+from deltarec.models.roles import Fields
 from deltarec.retrieval import Retrieval
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
-from tests.pair_job import ITEMS, pair_job, write_pair_data
+from tests.layers.test_graph import dense
+from tests.models.test_graphs import JOB as GRAPH_JOB
+from tests.models.test_graphs import cigcn_by_hand
+from tests.pair_job import ITEMS, USERS, pair_job, write_pair_data
 
 AT = [3, 10]
 
@@ -38,11 +42,12 @@ def trainer_of(folder: Path, job: Any) -> Trainer:
 def evaluate(folder: Path, job: Any, scale: float = 1.0) -> Values:
     """Of the initial weights times `scale`."""
     trainer = trainer_of(folder, job)
-    for value in trainer.model.state_dict().values():
+    for value in trainer.model.state_dict().values() if scale != 1 else ():
         for shard in value.local_shards():
             shard.tensor.mul_(scale)
     result = trainer.evaluator.evaluate("test")
-    assert result["social"]["all"] == {**dict.fromkeys(job.metrics("social")), "n": 0}
+    for other in job.tasks.keys() - {"listen"}:
+        assert result[other]["all"] == {**dict.fromkeys(job.metrics(other)), "n": 0}
     return result["listen"]["all"]
 
 
@@ -56,8 +61,30 @@ def scores_of(folder: Path, data: Path) -> torch.Tensor:
     return (tables["user"].double() @ tables["item"].double().T).float()
 
 
-def by_hand(folder: Path, data: Path, exclude: list[str]) -> dict[str, float]:
-    scores = scores_of(folder, data)
+def scores_over_graphs(folder: Path, data: Path, job: Any) -> torch.Tensor:
+    """By dense matrices, and each pair by itself."""
+    trainer = trainer_of(folder, job)
+    network, tables = trainer.model.module.network.double(), full_tables(trainer.model)
+    nodes = torch.cat([tables["user"], tables["item"]]).double()
+    rows, matrices = pq.read_table(data / "train").to_pylist(), []
+    for name in ("item", "other"):
+        edges = [(r["user"], r[name]) for r in rows if None not in (r["user"], r[name])]
+        users, items = (np.array(ends) for ends in zip(*edges, strict=True))
+        matrix = dense(users, items, (USERS, ITEMS)).double()
+        matrices.append(matrix / matrix.sum(1, keepdim=True).clamp(min=1))
+    with torch.no_grad():
+        encoded = cigcn_by_hand(network.encoder, matrices, nodes, multi=True).flatten(1)
+        scores = torch.empty(USERS, ITEMS)
+        for user in range(USERS):
+            for item in range(ITEMS):
+                sides = encoded[user : user + 1], encoded[USERS + item : USERS + item + 1]
+                query, target = (Fields([side], torch.empty(1, 0)) for side in sides)
+                pair = network.pair.query("listen", query), network.pair.item("listen", target)
+                scores[user, item] = network.pair.score("listen", *pair)
+    return scores
+
+
+def by_hand(data: Path, exclude: list[str], scores: torch.Tensor) -> dict[str, float]:
     known = {pair for split in exclude for pair in pairs_of(data, split)}
     held_out: dict[int, set[int]] = {}
     for user, item in pairs_of(data, "test"):
@@ -84,7 +111,7 @@ def by_hand(folder: Path, data: Path, exclude: list[str]) -> dict[str, float]:
 def test_against_all_items(
     pair_data: Path, tmp_path: Path, one_process: torch.device, exclude: list[str], chunk: int
 ):
-    expected = by_hand(tmp_path, pair_data, exclude)
+    expected = by_hand(pair_data, exclude, scores_of(tmp_path, pair_data))
     assert evaluate(tmp_path, job_of(pair_data, exclude=exclude, chunk=chunk)) == pytest.approx(
         expected
     )
@@ -98,6 +125,35 @@ def test_the_number_of_ranks_changes_nothing(tmp_path: Path):
     assert alone["own_hr@10"]
     for found in ranks:
         assert found == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model__pair": {"name": "mesi", "scale": 3.0}},
+        {
+            "model__pair": {"name": "joined"},
+            "model__heads": {"name": "mmoe", "experts": 2, "hidden": [6]},
+        },
+    ],
+    ids=["mesi", "joined"],
+)
+def test_nodes_of_graphs(tmp_path: Path, model: dict[str, Any]):
+    """The graph is encoded once, each rank looking up its slice of the nodes."""
+    write_pair_data(tmp_path, behaviours=True)
+    job = pair_job(
+        tmp_path,
+        **{**GRAPH_JOB, **model},
+        data__test=["test"],
+        tasks__listen__ranking={"at": AT, "exclude": ["train"], "chunk": 7},
+        train__eval_batch_size=37,
+    )
+    [scores] = run_ranks(1, scores_over_graphs, tmp_path, tmp_path, job)
+    expected = by_hand(tmp_path, ["train"], scores)
+    assert 0 < expected["recall@10"] < 1
+    for num_ranks in (1, 3):
+        for found in run_ranks(num_ranks, evaluate, tmp_path, job):
+            assert found == pytest.approx(expected)
 
 
 def test_ties_count_against_the_model(pair_data: Path, tmp_path: Path, one_process: torch.device):
@@ -134,7 +190,7 @@ def test_against_drawn_items(
             own.setdefault(user, set()).add(item)
     users = held.ids[held.query]
     assert drawn.shape == (len(set(pairs_of(pair_data, "test"))), 30)
-    expected = by_hand(tmp_path, pair_data, ["train", "valid"])
+    expected = by_hand(pair_data, ["train", "valid"], scores_of(tmp_path, pair_data))
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     for user, items in zip(users.tolist(), drawn.tolist(), strict=True):
         assert not own[user] & set(items)
