@@ -137,8 +137,12 @@ def train(folder: Path, job: Job) -> tuple[dict[str, Tensor], dict[str, float]]:
     return full_tables(trainer.model), trainer.balancer.logged()
 
 
-def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
-    """The equations on plain tables: each task's gradient of the tables, row by row."""
+def by_hand(folder: Path, job: Job) -> tuple[dict[str, Tensor], Tensor]:
+    """The equations on plain tables: each task's gradient of the tables, row by row.
+
+    Returns:
+        The tables, and the inner products of the tasks' gradients in the last step.
+    """
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     schema, specs = job.data_schema, job.embedding.resolved()
     tables: Any = EmbeddingTables(schema, specs).to_empty(device="cpu")
@@ -147,7 +151,7 @@ def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
     network = network_of(job.model, schema, specs, seed=0)
     losses = TaskLosses(schema.tasks, network.losses)
     batches, means = trainer.reader.read(Position(), 1), torch.zeros(len(job.tasks))
-    leaves = list(tables.parameters())
+    leaves, products = list(tables.parameters()), torch.empty(0)
     for step in range(STEPS):
         batch = next(batches)
         by_task = losses(network(batch, tables(batch)), batch)
@@ -157,6 +161,8 @@ def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
         ]
         gradients = [torch.stack(g) for g in zip(*found, strict=True)]  # [T, rows, D] each
         norms = [g.norm(dim=2) for g in gradients]
+        flat = torch.cat([g.flatten(1) for g in gradients], dim=1)
+        products = flat @ flat.T
         every = torch.cat(norms, dim=1)
         mean = every.sum(1) / (every > 0).sum(1)
         means = mean if step == 0 else 0.9 * means + 0.1 * mean
@@ -168,19 +174,23 @@ def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
             main[0] = 1
             focused = (beta * main + (1 - beta) * balanced) * (norm > 0)
             leaf.data -= RATE * (focused.unsqueeze(2) * gradient).sum(0)
-    return {name.split(".")[-2]: p.detach() for name, p in tables.named_parameters()}
+    return {n.split(".")[-2]: p.detach() for n, p in tables.named_parameters()}, products
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_sharded_tables_are_updated_as_plain_ones(pair_data: Path, tmp_path: Path, ranks: int):
     """Rows occur on several ranks, in several features and as negatives; ranks log alike."""
     job = job_of(pair_data)
-    wanted = run_ranks(1, by_hand, tmp_path, job)[0]
+    [(wanted, products)] = run_ranks(1, by_hand, tmp_path, job)
+    norms = products.diagonal().sqrt()
+    cosine = float(products[0, 1] / norms[0] / norms[1])
     results = run_ranks(ranks, train, tmp_path, job)
     for tables, logged in results:
         for name, value in wanted.items():
             torch.testing.assert_close(tables[name], value, rtol=1e-5, atol=1e-5, msg=name)
         assert logged == results[0][1]
+        assert logged["gradient_norm/social"] == pytest.approx(float(norms[1]), rel=1e-5)
+        assert logged["gradient_cosine/listen/social"] == pytest.approx(cosine, rel=1e-4, abs=1e-6)
         assert logged["weight/listen"] == 1 and logged["weight/social"] == 0
 
 
@@ -188,7 +198,7 @@ def test_local_norms_are_exact_on_one_process(
     pair_data: Path, tmp_path: Path, one_process: torch.device
 ):
     found = train(tmp_path, job_of(pair_data, norms="local"))[0]
-    for name, value in by_hand(tmp_path, job_of(pair_data)).items():
+    for name, value in by_hand(tmp_path, job_of(pair_data))[0].items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 

@@ -119,10 +119,13 @@ class PMTRec(GradientBalancer):
 
     def row_weights(self, rows: Rows) -> RowWeights:
         """The weights of a step, of which the running means learn; a collective."""
+        gram = None
         if self.config.norms == "local":
             norms, counted = rows.norms(), torch.ones_like(rows.keys, dtype=torch.bool)
         else:
-            norms, counted = rows.owned().norms()
+            owned = rows.owned()
+            norms, counted = owned.norms()
+            gram = all_sum(owned.rows.products())
         touched = norms > 0
         once = (touched & counted).double()
         totals = all_sum(torch.stack([(norms * once).sum(1), once.sum(1)]))
@@ -132,7 +135,7 @@ class PMTRec(GradientBalancer):
             norms = mean.to(norms).unsqueeze(1) * touched
         weights = self._focused(self._balanced(norms)) * touched
         sums_of_weights = all_sum((weights * once).sum(1))
-        self.note(sums_of_weights / totals[1].clamp(min=1))
+        self.note(sums_of_weights / totals[1].clamp(min=1), gram)
         return RowWeights(rows.keys, weights)
 
     def _balanced(self, norms: Tensor) -> Tensor:

@@ -82,8 +82,7 @@ class Rows:
 
     def products(self) -> Tensor:
         """Inner products of the tasks' gradients, float64 `[T, T]`."""
-        flat = self.gradients.transpose(0, 1).flatten(1).double()
-        return flat @ flat.T
+        return torch.bmm(self.gradients, self.gradients.mT).double().sum(0)
 
 
 @dataclass(frozen=True)
