@@ -16,7 +16,7 @@ from tests.models.reference import SHAPES, fields
 from tests.models.test_every_combination import OPTIONS
 
 
-@pytest.mark.parametrize("name", ["hamur", "hierrec", "star", "pepnet"])
+@pytest.mark.parametrize("name", SCENARIO_MODULES)
 def test_compiled_is_the_same(one_process: torch.device, name: str):
     torch.manual_seed(0)
     kind = SCENARIO_MODULES[name]

@@ -123,7 +123,8 @@ def effective_rank(x: Tensor) -> float:
 
 @pytest.mark.parametrize("initialisation", ["orthogonal", "released"])
 def test_the_bottleneck_does_not_collapse(one_process: torch.device, initialisation: Any):
-    """After 200 steps on a product that differs by scenario; the released start keeps one unit."""
+    """After 200 steps on a product that differs by scenario, on samples it was not trained on; the
+    released start keeps one unit."""
     torch.set_num_threads(1)  # so small a model only waits for a second one
     torch.manual_seed(0)
     samples = 256
@@ -147,5 +148,9 @@ def test_the_bottleneck_does_not_collapse(one_process: torch.device, initialisat
         logit = model[1](model[0](Fields([x, y], torch.empty(samples, 0)), scenario))
         nn.functional.binary_cross_entropy_with_logits(logit, label).backward()
         optimizer.step()
+    model.eval()
+    others = list(torch.randn(2, 4096, 8))
+    model[0](Fields(others, torch.empty(4096, 0)), torch.arange(4096) % 3)
+    assert units[-1].shape == (4096, 32)
     rank = effective_rank(units[-1])
     assert rank > 8 if initialisation == "orthogonal" else rank < 1.01, rank
