@@ -35,7 +35,7 @@ RECENT_KEPT = 0.5
 """Of the count of recent sightings, at the end of each partition."""
 FIRST, ROW = 0, 1
 RECENT, LOSS, NORM, RETENTION = 0, 1, 2, 3
-FREE, ROOM, GIVEN, TAKEN = 0, 1, 2, 3
+FREE, WANTED, GIVEN, TAKEN = 0, 1, 2, 3
 
 
 class Step(NamedTuple):
@@ -63,8 +63,8 @@ class Identities:
             retention; the norm of the row when the last partition ended.
         free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket, counted
             likewise.
-        counts: int64 `[buckets here, 4]`: free rows; what they were when the partition began; rows
-            given and taken so far.
+        counts: int64 `[buckets here, 4]`: free rows; how often one was wanted since the partition
+            began; rows given and taken so far.
     """
 
     def __init__(self, table: TableSpec, agent: Agent) -> None:
@@ -256,6 +256,7 @@ class Identities:
         self.marks[places[order], ROW] = self.free[bucket, free[bucket] - 1 - number]
         given = torch.minimum(wanted, free)
         self.counts[:, FREE] -= given
+        self.counts[:, WANTED] += wanted
         self.counts[:, GIVEN] += given
         return order
 
@@ -268,15 +269,13 @@ class Identities:
     def _lowest(self, places: Tensor, rows: Tensor, average: Tensor) -> Tensor:
         """Which of these must make room, bool `[n]`.
 
-        After a partition as many rows of a bucket are free as it gave away, or twice as many if it
-        gave all, but no more than the reserve.
+        After a partition as many rows of a bucket are free as were wanted in it, whether there were
+        some or not, but no more than the reserve.
         """
         uses = self.map.uses[places]
         score = {"agent": average, "lru": uses[:, 2], "lfu": uses[:, 0]}[self.policy.evict]
-        given = self.counts[:, ROOM] - self.counts[:, FREE]
-        room = torch.where(self.counts[:, FREE] == 0, 2 * given, given)
         reserve = max(1, int(self.policy.reserve * self.capacity))
-        most = self.capacity - room.clamp(min=1, max=reserve)
+        most = self.capacity - self.counts[:, WANTED].clamp(min=1, max=reserve)
         order = uses[:, 2].argsort(descending=True, stable=True)  # ties: the longest unseen one
         order = order[score[order].argsort(descending=True, stable=True)]
         bucket = rows // self.capacity
@@ -298,4 +297,5 @@ class Identities:
         count = self.capacity - taken.sum(1)
         stack = (count[:, None] - 1 - torch.arange(self.capacity)).clamp(min=0)
         self.free.copy_(order.gather(1, stack))
-        self.counts[:, FREE] = self.counts[:, ROOM] = count
+        self.counts[:, FREE] = count
+        self.counts[:, WANTED] = 0
