@@ -19,6 +19,7 @@ from deltarec.config import (
     parse_override,
     validate,
 )
+from deltarec.embeddings.policies import HashedRows
 from deltarec.job import Job
 from tests.conftest import ROOT
 from tests.small_job import AROUND, CONFIG, small_job
@@ -157,6 +158,12 @@ def test_another_member_than_the_bases(tmp_path: Path):
     (tmp_path / "base.yaml").write_text("title: a\nframe: {name: circle, radius: 2}")
     found = drawing(tmp_path, "base: base.yaml\nframe: {name: polygon}")
     assert found.frame == Polygon(name="polygon")
+
+
+def test_another_policy_begins_with_its_own_options():
+    tables = [f"embedding.tables.{name}.assignment.policy=hash" for name in ("user", "item")]
+    job = load(Job, ROOT / "configs/ml_latest_autoassign.yaml", tables)
+    assert job.embedding.tables["user"].assignment == HashedRows(policy="hash")
 
 
 def test_a_choice_inside_a_list(tmp_path: Path):

@@ -52,10 +52,15 @@ class Part(Protocol):
     Config: type[Config]
 
 
+CHOICES = ("name", "policy", "kind", "dataset")
+"""Keys by which a section may say which member of a registry it is."""
+
+
 class OneOf:
     """Marks a field as a choice from a registry: `trunk: Annotated[Config, OneOf(TRUNKS)]`."""
 
     def __init__(self, registry: Mapping[str, type[Any]], key: str = "name") -> None:
+        assert key in CHOICES
         self.registry = registry
         self.key = key
 
@@ -81,7 +86,8 @@ def load(config_type: type[ConfigT], path: str | Path, overrides: Sequence[str] 
 
     A top-level key `base` names another YAML file, relative to this one, that this one is merged
     onto: mappings merge key by key, everything else replaces. A section that chooses another
-    member (`name`) replaces too, for the options were those of the member that is gone.
+    member (by one of `CHOICES`) replaces too, for the options were those of the member that has
+    gone.
 
     Raises:
         ValueError: the file or an override cannot be read, or the configuration is not valid; the
@@ -111,7 +117,7 @@ def override(tree: dict[Any, Any], overrides: Sequence[str]) -> DictConfig:
     parsed = [(text, *parse_override(text)) for text in overrides]
     for text, key, value in sorted(parsed, key=lambda item: not _chooses(item[1], item[2])):
         section, _, last = key.rpartition(".")
-        if last == "name" and section:
+        if last in CHOICES and section:
             key, value = section, {last: value}
         try:
             if isinstance(there := OmegaConf.select(changed, key), DictConfig):
@@ -210,19 +216,20 @@ def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[Any, Any]:
 
 
 def _chooses(key: str, value: Any) -> bool:
-    """Whether an override sets the `name` of some section."""
+    """Whether an override says which member some section is."""
     if isinstance(value, dict):
         return any(_chooses(name, inside) for name, inside in value.items())
-    return isinstance(value, str) and key.rpartition(".")[2] == "name"
+    return isinstance(value, str) and key.rpartition(".")[2] in CHOICES
 
 
 def _merge(below: Any, above: Any) -> Any:
     """One tree onto another; null removes what was a mapping."""
     if not isinstance(below, dict) or not isinstance(above, dict):
         return above
-    names = below.get("name"), above.get("name")
-    if all(isinstance(name, str) for name in names) and names[0] != names[1]:
-        return above
+    for key in CHOICES:
+        names = below.get(key), above.get(key)
+        if all(isinstance(name, str) for name in names) and names[0] != names[1]:
+            return above
     shared = {key: _merge(below[key], above[key]) for key in below if key in above}
     merged = {**below, **above, **shared}
     return {k: v for k, v in merged.items() if v is not None or not isinstance(below.get(k), dict)}
