@@ -35,7 +35,7 @@ RECENT_KEPT = 0.5
 """Of the count of recent sightings, at the end of each partition."""
 FIRST, ROW = 0, 1
 RECENT, LOSS, NORM, RETENTION = 0, 1, 2, 3
-FREE, WANTED, GIVEN, TAKEN = 0, 1, 2, 3
+FREE, GIVEN, TAKEN = 0, 1, 2
 
 
 class Step(NamedTuple):
@@ -63,8 +63,7 @@ class Identities:
             retention; the norm of the row when the last partition ended.
         free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket, counted
             likewise.
-        counts: int64 `[buckets here, 4]`: free rows; how often one was wanted since the partition
-            began; rows given and taken so far.
+        counts: int64 `[buckets here, 3]`: free rows; rows given and taken so far.
     """
 
     def __init__(self, table: TableSpec, agent: Agent) -> None:
@@ -85,7 +84,7 @@ class Identities:
         self.map = IdMap(buckets, first, self.buckets_here, places, 0, kernel_policy)
         self.marks = torch.full((self.buckets_here * places, 2), -1, dtype=torch.int32)
         self.traces = torch.zeros(self.buckets_here * places, 4)
-        self.counts = torch.zeros(self.buckets_here, 4, dtype=torch.int64)
+        self.counts = torch.zeros(self.buckets_here, 3, dtype=torch.int64)
         self.free = torch.zeros(self.buckets_here, self.capacity, dtype=torch.int32)
         self._stack_free_rows()
 
@@ -256,7 +255,6 @@ class Identities:
         self.marks[places[order], ROW] = self.free[bucket, free[bucket] - 1 - number]
         given = torch.minimum(wanted, free)
         self.counts[:, FREE] -= given
-        self.counts[:, WANTED] += wanted
         self.counts[:, GIVEN] += given
         return order
 
@@ -269,13 +267,12 @@ class Identities:
     def _lowest(self, places: Tensor, rows: Tensor, average: Tensor) -> Tensor:
         """Which of these must make room, bool `[n]`.
 
-        After a partition as many rows of a bucket are free as were wanted in it, whether there were
-        some or not, but no more than the reserve.
+        After a partition the reserve of each bucket is free: newcomers of the next one who find no
+        row there get none for all of it.
         """
         uses = self.map.uses[places]
         score = {"agent": average, "lru": uses[:, 2], "lfu": uses[:, 0]}[self.policy.evict]
         reserve = max(1, int(self.policy.reserve * self.capacity))
-        most = self.capacity - self.counts[:, WANTED].clamp(min=1, max=reserve)
         order = uses[:, 2].argsort(descending=True, stable=True)  # ties: the longest unseen one
         order = order[score[order].argsort(descending=True, stable=True)]
         bucket = rows // self.capacity
@@ -283,7 +280,7 @@ class Identities:
         count = torch.bincount(bucket, minlength=self.buckets_here)
         number = torch.arange(len(rows)) - (count.cumsum(0) - count)[bucket[order]]
         lowest = torch.empty_like(number, dtype=torch.bool)
-        lowest[order] = number >= most[bucket[order]]
+        lowest[order] = number >= self.capacity - reserve
         return lowest
 
     def _stack_free_rows(self) -> None:
@@ -298,4 +295,3 @@ class Identities:
         stack = (count[:, None] - 1 - torch.arange(self.capacity)).clamp(min=0)
         self.free.copy_(order.gather(1, stack))
         self.counts[:, FREE] = count
-        self.counts[:, WANTED] = 0
