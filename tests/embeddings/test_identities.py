@@ -69,7 +69,6 @@ class Plain:
         self.retention: dict[int, float] = {}
         self.capacity = ROWS // BUCKETS
         self.step = 0
-        self.wanted = dict.fromkeys(range(BUCKETS), 0)
         self._free_rows()
 
     def state(self, key: int, as_promoted: bool = False) -> Tensor:
@@ -101,7 +100,6 @@ class Plain:
             bucket = reference.bucket(key, BUCKETS)
             if self.p(asked) < self.policy.promote_at:
                 continue
-            self.wanted[bucket] += 1
             if self.free[bucket]:
                 self.rows[key] = self.free[bucket].pop(0)
                 self.retention[key] = self.p(asked)
@@ -124,9 +122,7 @@ class Plain:
             self.retention[key] = average * self.retention[key] + (1 - average) * new
         for bucket in range(BUCKETS):
             own = [k for k, row in self.rows.items() if row // self.capacity == bucket]
-            room = min(
-                max(1, self.wanted[bucket]), max(1, int(self.policy.reserve * self.capacity))
-            )
+            room = max(1, int(self.policy.reserve * self.capacity))
             own.sort(key=lambda k: (-self.retention[k], -self.known[k]["last"]))
             low = [k for k in own if self.retention[k] < self.policy.evict_below]
             for key in {*low, *own[self.capacity - room :]}:
@@ -140,7 +136,6 @@ class Plain:
         taken = {0, *self.rows.values()}
         buckets = {b: range(b * self.capacity, (b + 1) * self.capacity) for b in range(BUCKETS)}
         self.free = {b: [r for r in rows if r not in taken] for b, rows in buckets.items()}
-        self.wanted = dict.fromkeys(range(BUCKETS), 0)
 
 
 def assign(mine: Identities, batch: list[int]) -> tuple[Tensor, Any, Any]:

@@ -125,7 +125,7 @@ class AutoAssign(OwnRows):
     """Who loses a row first where room must be made: the lowest average, the one that was seen
     longest ago, or least often."""
     reserve: float = Field(default=0.1, gt=0, le=1)
-    """At most this share of the rows is made free after a partition, for the ids of the next."""
+    """This share of the rows is free after each partition, for the ids of the next."""
 
     def for_kernels(self) -> Policy:
         """Of what the agent knows of ids, not of their rows."""
