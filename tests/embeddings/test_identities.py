@@ -123,7 +123,12 @@ class Plain:
         for bucket in range(BUCKETS):
             own = [k for k, row in self.rows.items() if row // self.capacity == bucket]
             room = max(1, int(self.policy.reserve * self.capacity))
-            own.sort(key=lambda k: (-self.retention[k], -self.known[k]["last"]))
+            score = {
+                "agent": lambda k: self.retention[k],
+                "lru": lambda k: self.known[k]["last"],
+                "lfu": lambda k: self.known[k]["count"],
+            }[self.policy.evict]
+            own.sort(key=lambda k: (-score(k), -self.known[k]["last"]))
             low = [k for k in own if self.retention[k] < self.policy.evict_below]
             for key in {*low, *own[self.capacity - room :]}:
                 del self.rows[key], self.retention[key]
@@ -164,11 +169,18 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(stream=STREAM, admit_after=st.integers(1, 3), reserve=st.sampled_from([0.25, 1.0]))
+@given(
+    stream=STREAM,
+    admit_after=st.integers(1, 3),
+    reserve=st.sampled_from([0.25, 1.0]),
+    evict=st.sampled_from(["agent", "lru", "lfu"]),
+)
 def test_lives_are_those_of_plain_dictionaries(
-    stream: list[list[list[int]]], admit_after: int, reserve: float
+    stream: list[list[list[int]]], admit_after: int, reserve: float, evict: str
 ):
-    mine = identities(admit_after=admit_after, reserve=reserve, evict_below=0.45, average=0.5)
+    mine = identities(
+        admit_after=admit_after, reserve=reserve, evict=evict, evict_below=0.45, average=0.5
+    )
     plain = Plain(mine.policy)
     for partition in stream:
         for batch in partition:

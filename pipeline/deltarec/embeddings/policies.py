@@ -103,7 +103,7 @@ class AutoAssign(OwnRows):
     """
 
     policy: Literal["autoassign"]
-    admit_after: int = Field(default=2, gt=0)
+    admit_after: int = Field(default=1, gt=0)
     """An id can get a row when it is seen so often; before that, it is what the shared vectors make
     of it."""
     shared: int = Field(default=16, gt=0)
@@ -121,7 +121,7 @@ class AutoAssign(OwnRows):
     """An id loses its row when the moving average of its retention is lower."""
     average: float = Field(default=0.9, ge=0, lt=1)
     """How much of the average is kept after each partition."""
-    evict: Literal["agent", "lru", "lfu"] = "agent"
+    evict: Literal["agent", "lru", "lfu"] = "lru"
     """Who loses a row first where room must be made: the lowest average, the one that was seen
     longest ago, or least often."""
     reserve: float = Field(default=0.1, gt=0, le=1)
@@ -144,9 +144,9 @@ class AgentConfig(Config):
     """λ, the weight of the loss's gradient in the actor's."""
     row_price: float = Field(default=0.001, ge=0)
     """β, what a row costs, in units of the loss; the higher, the fewer ids keep rows."""
-    noise: float = Field(default=0.1, ge=0, le=1)
+    noise: float = Field(default=0.02, ge=0, le=1)
     """How far actions in training are from the actor's."""
-    actor_lr: float = Field(default=1e-3, gt=0)
+    actor_lr: float = Field(default=1e-4, gt=0)
     critic_lr: float = Field(default=1e-3, gt=0)
     follow: float = Field(default=0.2, gt=0, le=1)
     """τ, how far the slow copies go after actor and critics at every second update."""
