@@ -132,6 +132,7 @@ def test_limits_count_the_encoders_tokens(tmp_path: Path, tiny: Path):
             "is for text augment",
         ),
         ({"template": {"name": "t", "version": 1, "text": "{plot}"}}, "column 'plot' is missing"),
+        ({"encoder": {"max_tokens": 65}}, "has places for 64 tokens; give at most that"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, tiny: Path, options: dict[str, Any], message: str):

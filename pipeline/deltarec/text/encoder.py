@@ -45,7 +45,7 @@ class Encoder:
         device: where it computes.
 
     Raises:
-        ValueError: the model is not there, or cannot be loaded.
+        ValueError: the model is not there, cannot be loaded, or takes no text so long.
     """
 
     def __init__(self, config: EncoderConfig, device: torch.device) -> None:
@@ -55,6 +55,12 @@ class Encoder:
         self.tokenizer = load_tokenizer(str(self.folder))
         self.model = load_model(self.folder, config.compute).to(device).eval()
         self.dim: int = self.model.config.hidden_size
+        most = getattr(self.model.config, "max_position_embeddings", None)
+        if most is not None and config.max_tokens > most:
+            raise ValueError(
+                f"encoder.max_tokens: got {config.max_tokens}, but {config.model} has places for "
+                f"{most} tokens; give at most that"
+            )
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text, none lost."""
