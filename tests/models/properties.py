@@ -29,7 +29,7 @@ def check_properties(model: ScenarioModule, reads_absent: bool = False) -> None:
     """Another order permutes; evaluation knows one sample at a time; the absent stay unread.
 
     `reads_absent` leaves the last out. Every parameter has a gradient, those of absent scenarios
-    too: every rank needs them all.
+    too, of zeros: every rank needs them all.
     """
     inputs, leaves = fields()
     everything = list(range(5))
@@ -42,13 +42,15 @@ def check_properties(model: ScenarioModule, reads_absent: bool = False) -> None:
         alone = torch.cat([outputs(model, inputs, [i]) for i in everything])
         torch.testing.assert_close(outputs(model, inputs, everything), alone)
         model.train()
-        absent = 0
+        absent = []
         for parameter in model.parameters():
             if parameter.ndim > 1 and len(parameter) == 3 and not reads_absent:  # its scenarios
                 parameter[1] = torch.nan
-                absent += 1
+                absent.append(parameter)
     y = outputs(model, inputs, everything)
     y.sum().backward()
     assert (absent or reads_absent) and y.isfinite().all() and y.shape == (5, model.output_dim)
     for tensor in [*leaves, *model.parameters()]:
         assert tensor.grad is not None and tensor.grad.isfinite().all()
+    for parameter in absent:
+        assert not parameter.grad[1].any()

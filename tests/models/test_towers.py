@@ -6,6 +6,7 @@ import torch
 
 from deltarec.models.mlp import MLPTrunk
 from deltarec.models.towers import ScenarioTowers
+from tests.models.properties import check_properties
 from tests.models.reference import SHAPES, assert_equal, fields, flat, mlp
 
 
@@ -32,6 +33,11 @@ def test_each_sample_goes_through_its_scenarios_tower(hidden: list[int], scenari
     model(inputs, torch.tensor(scenario)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.output_dim == wanted.shape[1]
+
+
+def test_properties(one_process: torch.device):
+    """A tower of an absent scenario computes nothing, on no samples: see the test above."""
+    check_properties(towers(hidden=[4]), reads_absent=True)
 
 
 def test_batch_normalisation_is_refused():
