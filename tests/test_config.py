@@ -341,6 +341,10 @@ TABLE = {"rows": 10}
             "TorchRec pools a table in one way, so give them tables of their own",
         ),
         (
+            {"train__optimizer__dense": {"name": "adam", "lr": 0.1, "betas": [1.0, 0.9]}},
+            "train.optimizer.dense.betas.0: got 1.0: input should be less than 1",
+        ),
+        (
             {"features__labels": {**ID, "table": "scores"}},
             "embedding.tables.scores: its features ['scores', 'labels'] are pooled in different "
             "ways; TorchRec pools a table in one way, so give them tables of their own",

@@ -16,12 +16,19 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -51,6 +58,9 @@ class Part(Protocol):
 
     Config: type[Config]
 
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""What a moving average keeps of itself at each step."""
 
 CHOICES = ("name", "policy", "kind", "dataset")
 """Keys by which a section may say which member of a registry it is."""

@@ -20,7 +20,7 @@ from torchrec.optim.fused import EmptyFusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from deltarec.config import Config, OneOf
+from deltarec.config import Config, Decay, OneOf
 from deltarec.embeddings.collections import FROZEN
 from deltarec.embeddings.quantised_collections import lookup_modules
 from deltarec.embeddings.quantised_kernel import QuantisedKernel
@@ -41,7 +41,7 @@ class Adam(DenseOptimizer):
     """Adam; weight decay is added to the gradient."""
 
     name: Literal["adam"]
-    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     eps: float = 1e-8
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -24,6 +24,7 @@ from torch import Tensor
 from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.gradients import TaskGradients
 from deltarec.config import Config as BaseConfig
+from deltarec.config import Decay
 
 
 class AdaTask(GradientBalancer):
@@ -33,7 +34,7 @@ class AdaTask(GradientBalancer):
         """Options of the method adatask."""
 
         name: Literal["adatask"]
-        betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+        betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
         eps: float = Field(default=1e-8, gt=0)
 
     steps: Tensor

@@ -10,7 +10,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import DataType
 
 import deltarec_kernels as kernels
-from deltarec.config import Config, OneOf
+from deltarec.config import Config, Decay, OneOf
 from deltarec.embeddings.frozen import FrozenConfig
 from deltarec.embeddings.policies import ASSIGNMENTS, AgentConfig, FixedRows, OwnRows
 
@@ -94,7 +94,7 @@ class Adam(TableOptimizer):
     """Adam with two state values an element; for fp32 and fp16 tables on GPU only."""
 
     name: Literal["adam"]
-    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     eps: float = 1e-8
     weight_decay: float = 0.0
 
