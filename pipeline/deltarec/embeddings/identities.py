@@ -8,7 +8,7 @@ places than rows, and places are assigned by LFU (`deltarec_kernels.assign`); ro
     known      -> promoted   seen `admit_after` times, p >= `promote_at`, and a row is free: the row
                              starts from αᵀS, its optimiser from nothing
     promoted   -> known      after a partition: the moving average of p is below `evict_below`, or
-                             it is among the lowest and room must be made
+                             it is the next by `evict` and room must be made
     any        -> absent     the place is needed for another id
 
 Between two partitions agent and losses stand still and no row becomes free, so what a batch gets
