@@ -17,6 +17,7 @@ from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.conftest import run_ranks
 from tests.embeddings.test_torchrec_traps import full_tables
+from tests.pair_job import CONFIG, pair_job, write_pair_data
 from tests.small_job import small_job, write_small_data
 
 RATE = 0.5
@@ -144,13 +145,29 @@ def exchanges(folder: Path, job: Job) -> list[str]:
     return sorted(e.name for e in profile.events() if e.name.startswith("gloo:all_to_all"))
 
 
-def test_exchanges_of_tables_do_not_grow_with_the_tasks(data: Path, tmp_path: Path):
-    """Four tasks, of the same two labels, exchange as often as two."""
-    more = {f"tasks__{name}": {"label": "click"} for name in ("click2", "click3", "click4")}
+@pytest.mark.parametrize("name", ["mgda", "graddrop"])
+def test_exchanges_of_tables_do_not_grow_with_the_tasks(data: Path, tmp_path: Path, name: str):
+    """Tasks of the same two labels, 2, 4 and 8 of them, exchange as often as with equal weights."""
+    counts = {}
+    for number in (2, 4, 8):
+        more = {f"tasks__click{k}": {"label": "click"} for k in range(number - 2)}
+        job = small_job(data, balance={"name": name}, **more)
+        [counts[number], _] = run_ranks(2, exchanges, tmp_path / str(number), job)
+    [equal, _] = run_ranks(2, exchanges, tmp_path / "equal", small_job(data))
+    assert counts == dict.fromkeys(counts, equal)
+    assert equal
+
+
+@pytest.mark.parametrize("name", ["mgda", "pmtrec"])
+def test_nor_do_exchanges_of_rows(tmp_path: Path, name: str):
+    """Pairwise tasks meet in the tables' rows, whose gradients of all tasks go in one exchange."""
+    write_pair_data(tmp_path)
+    listen = {"kind": "pairwise", "query": ["user"], "item": ["item"]}
     counts = []
-    for tasks, name in (({}, "two"), (more, "five")):
-        job = small_job(data, balance={"name": "mgda"}, **tasks)
-        counts.append(run_ranks(2, exchanges, tmp_path / name, job)[0])
-    equal = run_ranks(2, exchanges, tmp_path / "equal", small_job(data))[0]
-    assert counts[0] == counts[1] == equal
+    for number in (2, 4, 8):
+        tasks = {f"listen{k}": listen for k in range(number)}
+        features = {k: CONFIG["features"][k] for k in ("user", "item")}
+        job = pair_job(tmp_path, tasks=tasks, features=features, balance={"name": name})
+        counts.append(run_ranks(2, exchanges, tmp_path / str(number), job)[0])
+    assert counts[0] == counts[1] == counts[2]
     assert counts[0]

@@ -15,6 +15,7 @@ from deltarec.assembly import open_reader
 from deltarec.data.batch import Fresh, Position
 from deltarec.distributed import process_group
 from deltarec.embeddings.agent import STATE, Agent, Critics
+from deltarec.embeddings.identities import GIVEN
 from deltarec.embeddings.replay import Replay
 from deltarec.job import Job
 from deltarec.layers.shared_rows import SharedRows
@@ -118,7 +119,7 @@ def test_the_same_on_any_number_of_ranks(data: Path, tmp_path: Path):
             for table in TABLES:
                 key = f"model.assignments.{table}.{name}"
                 assert all(torch.equal(end[key], ends[0][key]) for end in ends), key
-        given, taken = ends[0]["model.assignments.user.counts"][:, 2:].sum(0).tolist()
+        given, taken = ends[0]["model.assignments.user.counts"][:, GIVEN:].sum(0).tolist()
         assert given > taken > 0
         for end in ends[1:]:
             key = "model.assignments.the agent.actor.trunk.0.weight"
