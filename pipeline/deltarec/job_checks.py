@@ -94,16 +94,7 @@ def _check_assignment(job: "Job", schema: Schema) -> None:
         )
     if not any(task.kind == "binary" for task in job.tasks.values()):
         raise ValueError(f"{where}: autoassign learns by the loss of a binary task; add one")
-    if agent.gamma and job.data.user is None:
-        raise ValueError(
-            f"embedding.agent.gamma: {agent.gamma} counts the user's next sample; set "
-            "data.user, or gamma to 0"
-        )
-    if agent.gamma and job.data.reader.shuffle:
-        raise ValueError(
-            f"embedding.agent.gamma: {agent.gamma} counts the user's next sample; set "
-            "data.reader.shuffle to false, or gamma to 0"
-        )
+    _check_discount(job, "embedding.agent.gamma", agent.gamma)
     if not agent.critic and not agent.bce:
         raise ValueError("embedding.agent: learns of nothing; set critic to true, or bce above 0")
     by_gradients = issubclass(BALANCERS[job.balance.name], GradientBalancer)  # pyright: ignore
@@ -428,16 +419,18 @@ def _check_episodes(job: "Job", balance: RMTL.Config) -> None:
             "balance.name: 'rmtl' looks at the representation of a sample, which pairwise "
             "tasks do not have; choose another method"
         )
-    if balance.gamma and job.data.user is None:
-        raise ValueError(
-            f"balance.gamma: {balance.gamma} counts the user's next sample; set data.user, or "
-            "gamma to 0"
-        )
-    if balance.gamma and job.data.reader.shuffle:
-        raise ValueError(
-            f"balance.gamma: {balance.gamma} counts the user's next sample; set "
-            "data.reader.shuffle to false, or gamma to 0"
-        )
+    _check_discount(job, "balance.gamma", balance.gamma)
+
+
+def _check_discount(job: "Job", key: str, gamma: float) -> None:
+    """What comes after a sample is known only of users' samples in the order of the files."""
+    mend = None
+    if job.data.user is None:
+        mend = "data.user"
+    elif job.data.reader.shuffle:
+        mend = "data.reader.shuffle to false"
+    if gamma and mend:
+        raise ValueError(f"{key}: {gamma} counts the user's next sample; set {mend}, or gamma to 0")
 
 
 def _check_stream(job: "Job") -> None:

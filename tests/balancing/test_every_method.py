@@ -16,13 +16,13 @@ from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.draws import Place
 from deltarec.balancing.equal import Equal
 from deltarec.balancing.gradients import TaskGradients
-from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
 from deltarec.models.ranking import RankingModel
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.balancing.small_problem import OPTIONS, balancer, random_gradients
 from tests.conftest import run_ranks
+from tests.embeddings.plain_tables import by_table, plain_tables
 from tests.embeddings.test_torchrec_traps import full_tables
 from tests.small_job import small_job, write_small_data
 
@@ -182,10 +182,7 @@ def train_plain(folder: Path, name: str) -> Trained:
     """The same without TorchRec: tables of one process, autograd and one optimiser of torch."""
     job = job_of(folder, name)
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
-    tables: Any = EmbeddingTables(trainer.schema, job.embedding.resolved()).to_empty(device="cpu")
-    first = full_tables(trainer.model)
-    for path, parameter in tables.named_parameters():
-        parameter.data.copy_(first[path.split(".")[-2]])
+    tables = plain_tables(trainer)
     network = copy.deepcopy(trainer.model.module.network)
     method = balancer_of(job.balance, list(job.tasks), job.train.seed)
     model = RankingModel(tables, network, method, trainer.assignments).train()
@@ -201,8 +198,7 @@ def train_plain(folder: Path, name: str) -> Trained:
         optimizer.step()
         losses.append(plain)
     batches.close()
-    weights = {path.split(".")[-2]: p.detach() for path, p in tables.named_parameters()}
-    weights |= {name: p.detach() for name, p in network.named_parameters()}
+    weights = by_table(tables) | {name: p.detach() for name, p in network.named_parameters()}
     return Trained(torch.stack(losses), method.logged(), weights)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 from deltarec.balancing.gradients import GradientBoundary, TaskGradients, reached_by_one_task
-from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.conftest import run_ranks
+from tests.embeddings.plain_tables import by_table, plain_tables
 from tests.embeddings.test_torchrec_traps import full_tables
 from tests.pair_job import CONFIG, pair_job, write_pair_data
 from tests.small_job import small_job, write_small_data
@@ -71,10 +71,7 @@ def one_step(folder: Path, job: Job) -> dict[str, Any]:
 def by_hand(folder: Path, job: Job) -> dict[str, Any]:
     """The same on an unsharded copy of the model, one backward for each task, by the equations."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
-    tables: Any = EmbeddingTables(trainer.schema, job.embedding.resolved()).to_empty(device="cpu")
-    weights = full_tables(trainer.model)
-    for name, parameter in tables.named_parameters():
-        parameter.data.copy_(weights[name.split(".")[-2]])
+    tables = plain_tables(trainer)
     network = copy.deepcopy(trainer.model.module.network).train()
     batch = next(trainer.reader.read(trainer.state.position, 1))
     outputs: list[Tensor] = []
@@ -99,7 +96,7 @@ def by_hand(folder: Path, job: Job) -> dict[str, Any]:
     return {
         "gram": matrix @ matrix.T,
         "losses": losses.detach().double(),
-        "tables": {n.split(".")[-2]: p.detach() for n, p in tables.named_parameters()},
+        "tables": by_table(tables),
         "parameters": {n: p.detach() for n, p in network.named_parameters()},
     }
 
@@ -110,7 +107,7 @@ def values_of(found: Any) -> list[Tensor]:
     return [found.values()]
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_sharded_model_is_updated_as_a_plain_one(data: Path, tmp_path: Path, ranks: int):
     job = job_of(data)
     wanted = run_ranks(1, by_hand, tmp_path, job)[0]

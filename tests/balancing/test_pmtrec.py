@@ -11,7 +11,6 @@ from torch import Tensor
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rows import Occurrences, Rows
 from deltarec.data.batch import Position
-from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
 from deltarec.models.losses import TaskLosses
 from deltarec.models.network import network_of
@@ -20,6 +19,7 @@ from deltarec.trainer import Trainer, _Batches
 from tests.balancing.small_problem import balancer
 from tests.balancing.test_gradients import exchanges
 from tests.conftest import run_ranks
+from tests.embeddings.plain_tables import by_table, plain_tables
 from tests.embeddings.test_torchrec_traps import full_tables
 from tests.pair_job import pair_job
 from tests.small_job import small_job, write_small_data
@@ -145,9 +145,7 @@ def by_hand(folder: Path, job: Job) -> tuple[dict[str, Tensor], Tensor]:
     """
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     schema, specs = job.data_schema, job.embedding.resolved()
-    tables: Any = EmbeddingTables(schema, specs).to_empty(device="cpu")
-    for name, parameter in tables.named_parameters():
-        parameter.data.copy_(full_tables(trainer.model)[name.split(".")[-2]])
+    tables = plain_tables(trainer)
     network = network_of(job.model, schema, specs, seed=0)
     losses = TaskLosses(schema.tasks, network.losses)
     batches, means = trainer.reader.read(Position(), 1), torch.zeros(len(job.tasks))
@@ -174,7 +172,7 @@ def by_hand(folder: Path, job: Job) -> tuple[dict[str, Tensor], Tensor]:
             main[0] = 1
             focused = (beta * main + (1 - beta) * balanced) * (norm > 0)
             leaf.data -= RATE * (focused.unsqueeze(2) * gradient).sum(0)
-    return {n.split(".")[-2]: p.detach() for n, p in tables.named_parameters()}, products
+    return by_table(tables), products
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -18,9 +18,9 @@ class PeriodConfig(Config):
     """Steps of a period; an epoch if not given."""
 
     @property
+    @abstractmethod
     def first_periods(self) -> int:
         """So many are over before the method begins."""
-        raise NotImplementedError
 
 
 class PeriodBalancer(LossBalancer):
