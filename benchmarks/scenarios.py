@@ -31,6 +31,7 @@ SHAPES = FieldShapes((16,) * 8, 0, tuple(f"field {i}" for i in range(8)))
 TRUNK = {"name": "mlp", "hidden": [256, 128]}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "none": ({"name": "none"}, TRUNK),
+    "towers": ({"name": "towers", "hidden": [64]}, TRUNK),
     "hamur": ({"name": "hamur"}, TRUNK),
     "hamur, rank 35": ({"name": "hamur", "rank": 35}, TRUNK),
     "hierrec": ({"name": "hierrec"}, TRUNK),

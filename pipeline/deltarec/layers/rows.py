@@ -2,8 +2,8 @@
 """What dropout and batch normalisation know of the batch, inside modules that see other rows of it.
 
 Both are told of the batch's samples before the forward, one a row. A module that is given some of
-the samples (a tower for one scenario), or several rows a sample (attention over a sequence), is run
-`with seeing(...)`: the same sample then has the same mask wherever it stands, on any rank.
+the samples, or several rows a sample (attention over a sequence), is run `with seeing(...)`: the
+same sample then has the same mask wherever it stands, on any rank.
 """
 
 from collections.abc import Iterator

@@ -2,13 +2,13 @@
 """A shared trunk with a tower for each scenario on top."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
+from pydantic import field_validator
 from torch import Tensor
 
-from deltarec.layers.grouped import ByGroup
-from deltarec.layers.mlp import MLP, MLPConfig
+from deltarec.layers.grouped_mlp import GroupedMLP
+from deltarec.layers.mlp import MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, ScenarioModule, Trunk
 
 
@@ -20,6 +20,13 @@ class ScenarioTowers(ScenarioModule):
 
         name: Literal["towers"]
 
+        @field_validator("norm")
+        @classmethod
+        def _by_sample(cls, norm: str | None) -> str | None:
+            if norm == "batch":
+                raise ValueError("a tower sees one scenario's samples only; use layer")
+            return norm
+
     def __init__(
         self,
         config: Config,
@@ -28,14 +35,9 @@ class ScenarioTowers(ScenarioModule):
         make_trunk: Callable[[FieldShapes], Trunk],
     ) -> None:
         super().__init__(config, shapes, num_scenarios, make_trunk)
-        if config.norm == "batch":
-            raise ValueError(
-                "model.scenario.norm: towers see one scenario's samples each, which batch "
-                "normalisation over the global batch cannot work with; use layer"
-            )
         self.trunk = make_trunk(shapes)
-        self.towers = ByGroup(partial(MLP.of, self.trunk.output_dim, config), num_scenarios)
-        self.output_dim = config.hidden[-1] if config.hidden else self.trunk.output_dim
+        self.towers = GroupedMLP(self.trunk.output_dim, config, num_scenarios)
+        self.output_dim = self.towers.output_dim
 
     def forward(self, fields: Fields, scenario: Tensor) -> Tensor:
         return self.towers(self.trunk(fields), scenario)
