@@ -32,8 +32,7 @@ def main() -> None:
         raise SystemExit(f"{options.run_dir}: model.scenario is not hamur")
     with process_group(threads=options.threads) as device:
         trainer = trainer_of(job, RunFolder(options.run_dir), device)
-        best = (options.run_dir / "checkpoints/best").is_file()
-        trainer.checkpoints.load("best" if best else "latest")
+        trainer.checkpoints.load(None)
         module: Any = trainer.model.module
         units: dict[str, list[Tensor]] = {}
         for level, adapter in enumerate(module.network.scenario.adapters):

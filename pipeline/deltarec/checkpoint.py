@@ -183,19 +183,17 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.wait()
 
-    def load(self, pointer: str = "latest") -> TrainState:
+    def load(self, pointer: str | None = "latest") -> TrainState:
         """Load model and optimiser in place.
 
         Args:
-            pointer: `latest` or `best`.
+            pointer: `latest` or `best`; None: see `chosen`.
 
         Raises:
             ValueError: there is no such checkpoint, it is damaged, or it is of another model.
         """
         self.wait()
-        source = self.find(pointer)
-        if source is None:
-            raise ValueError(f"{self.folder}: there is no {pointer} checkpoint")
+        source = chosen(self.folder, pointer)
         self.optimizer.init_state()
         tensors = self._tensors()
         state = _read(source, tensors, self.watchdog)
@@ -312,6 +310,24 @@ def find(folder: Path, pointer: str) -> Path | None:
         known = ", ".join(path.name for path in whole) or "there is none"
         raise ValueError(f"{file}: names '{name}', which is no checkpoint; write in one of {known}")
     return folder / name
+
+
+def chosen(folder: Path, pointer: str | None) -> Path:
+    """The checkpoint in `RUN/checkpoints` that is asked for.
+
+    Args:
+        folder: of the checkpoints.
+        pointer: `latest` or `best`; None: the best where there is one, the latest otherwise.
+
+    Raises:
+        ValueError: there is none, or the file of that name names something else.
+    """
+    pointers = [pointer] if pointer else ["best", "latest"]
+    for name in pointers:
+        found = find(folder, name)
+        if found is not None:
+            return found
+    raise ValueError(f"{folder}: there is no {pointers[-1]} checkpoint")
 
 
 def load_model(source: Path, model: nn.Module) -> TrainState:

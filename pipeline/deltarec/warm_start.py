@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from deltarec import changed_rows
-from deltarec.checkpoint import find
+from deltarec.checkpoint import chosen
 from deltarec.config import Config
 from deltarec.optimizers import StepOptimizer
 from deltarec.supervision import Watchdog
@@ -46,15 +46,10 @@ class WarmStartConfig(Config):
                     f"or leave '{self.checkpoint}' out"
                 )
             return given
-        for pointer in [self.checkpoint] if self.checkpoint else ["best", "latest"]:
-            found = find(given / "checkpoints", pointer)
-            if found is not None:
-                return found
-        raise ValueError(
-            f"train.warm_start.run: {given} has no {self.checkpoint or ''} checkpoint".replace(
-                "  ", " "
-            )
-        )
+        try:
+            return chosen(given / "checkpoints", self.checkpoint)
+        except ValueError as error:
+            raise ValueError(f"train.warm_start.run: {error}") from None
 
 
 def warm_start(

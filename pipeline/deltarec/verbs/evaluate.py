@@ -22,6 +22,7 @@ def _arguments(parser: Parser) -> None:
 
 def _run(options: argparse.Namespace) -> Answer | None:
     from deltarec.assembly import check
+    from deltarec.checkpoint import chosen
     from deltarec.config import load
     from deltarec.job import Job
 
@@ -29,10 +30,7 @@ def _run(options: argparse.Namespace) -> Answer | None:
     job = load(Job, saved, options.set)
     if not getattr(job.data, options.split):
         raise ValueError(f"{saved}: data.{options.split} names no files")
-    folder = options.run_dir / "checkpoints"
-    pointer = options.checkpoint or ("best" if (folder / "best").is_file() else "latest")
-    if not (folder / pointer).is_file():
-        raise ValueError(f"{folder}: there is no {pointer} checkpoint")
+    chosen(options.run_dir / "checkpoints", options.checkpoint)
     check(job)
     if options.nproc is not None:
         job.data.reader.check(options.nproc)
@@ -44,7 +42,7 @@ def _run(options: argparse.Namespace) -> Answer | None:
 
     with process_group(threads=options.threads) as device:
         trainer = trainer_of(job, RunFolder(options.run_dir), device)
-        state = trainer.checkpoints.load(pointer)
+        state = trainer.checkpoints.load(options.checkpoint)
         result = trainer.evaluator.evaluate(options.split)
         if not is_main():
             return None

@@ -50,7 +50,7 @@ def _arguments(parser: Parser) -> None:
 
 
 def _run(options: argparse.Namespace) -> Answer | None:
-    from deltarec.checkpoint import find as find_checkpoint
+    from deltarec.checkpoint import chosen
     from deltarec.config import load
     from deltarec.data.files import find
     from deltarec.data.scoring import Input
@@ -62,10 +62,7 @@ def _run(options: argparse.Namespace) -> Answer | None:
     if not patterns:
         raise ValueError(f"{saved}: data.test names no files; name some by --source or --files")
     folder = options.run_dir / "checkpoints"
-    pointers = [options.checkpoint] if options.checkpoint else ["best", "latest"]
-    checkpoints = [found for found in (find_checkpoint(folder, p) for p in pointers) if found]
-    if not checkpoints:
-        raise ValueError(f"{folder}: there is no {pointers[-1]} checkpoint")
+    checkpoint = chosen(folder, options.checkpoint)
     mend = "mend it, or name the others by --files: every row gets a score"
     files = find(options.source or job.data.root(), patterns, mend=mend)
     source = Input(job.data_schema, files, options.keys, options.batch_size, options.rows_per_part)
@@ -76,7 +73,7 @@ def _run(options: argparse.Namespace) -> Answer | None:
 
     output = options.folder or options.run_dir / "predictions"
     with process_group(threads=options.threads) as device:
-        found = predict(job, source, checkpoints[0], output, device)
+        found = predict(job, source, checkpoint, output, device)
         if found is None:
             return None
     text = f"{found['rows']:,} rows in {found['parts']} files, step {found['step']}"
