@@ -39,10 +39,10 @@ def test_pepnet(options: dict[str, Any]):
     rows = []
     for i, s in enumerate(SCENARIO):
         x = flat(inputs, i)
+        ids = [x[4 * f : 4 * f + 4] for f in seen]
         if model.epnet is not None:
             scenario = model.scenarios.weight[s]
             x = x * gate(model.epnet, torch.cat([scenario, x.detach()]))
-        ids = [x[4 * f : 4 * f + 4] for f in seen]
         known = torch.cat([*ids, x.detach()])
         for level, layer in enumerate([0, 2]):
             x = linear(model.trunk.mlp[layer], x)  # pyright: ignore

@@ -16,8 +16,9 @@ from deltarec.models.roles import Fields, FieldShapes, ScenarioModule, Trunk
 class PEPNet(ScenarioModule):
     """EPNet gates the trunk's inputs by the scenario, PPNet the layers of its deep part by ids.
 
-    EPNet: x' = x ∘ gate([scenario; sg(x)]). PPNet: h_l ∘ gate_l([ids; sg(x')]). sg stops the
-    gradient: a gate reads the inputs without changing them; the trunk's own way does change them.
+    EPNet: x' = x ∘ gate([scenario; sg(x)]). PPNet: h_l ∘ gate_l([ids; sg(x')]), ids as they were
+    before EPNet. sg stops the gradient: a gate reads the inputs without changing them; the trunk's
+    own way does change them.
     """
 
     class Config(BaseConfig):
@@ -67,13 +68,13 @@ class PEPNet(ScenarioModule):
         self.ppnet = nn.ModuleList(Gate(seen, config.gate, width) for width in widths)
 
     def forward(self, fields: Fields, scenario: Tensor) -> Tensor:
+        ids = [fields.vectors[i] for i in self.ids]
         if self.epnet is not None:
             x = fields.flat()
             gate = self.epnet(torch.cat([self.scenarios(scenario), x.detach()], dim=1))
             fields = fields.mapped(lambda x: x * gate)
         if not self.ppnet:
             return self.trunk(fields)
-        ids = [fields.vectors[i] for i in self.ids]
         seen = torch.cat([*ids, fields.flat().detach()], dim=1)
 
         def adapt(level: int, h: Tensor) -> Tensor:
