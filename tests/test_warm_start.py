@@ -125,7 +125,7 @@ def test_a_run_begins_warm_and_resumes_its_own(source: tuple, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("overrides", "config", "message"),
     [
-        ({}, {"run": "nowhere"}, "train.warm_start.run: nowhere.checkpoints: there is no latest checkpoint"),
+        ({}, {"run": "nowhere"}, "warm_start.run: nowhere/checkpoints: there is no latest"),
         ({}, {"checkpoint": "best"}, "there is no best checkpoint"),
         ({}, {"names": {"tables.town": "tables.x"}}, "nothing in the checkpoint begins with"),
         ({}, {"names": {"tables.city": "tables.user"}}, "two tensors would be called"),

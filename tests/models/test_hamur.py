@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bottleneck import effective_rank
 from deltarec.layers.batch_norm import set_real_samples
 from deltarec.models import TRUNKS
 from deltarec.models.hamur import HAMUR
@@ -89,9 +90,12 @@ def test_hamur(one_process: torch.device, adapters: int, variant: str):
     assert_equal(model, model(inputs, torch.tensor(SCENARIO)), wanted, leaves)
 
 
+@pytest.mark.parametrize("adapters", [1, 2])
 @pytest.mark.parametrize("trunk", TRUNKS)
-def test_a_zero_adapter_leaves_its_trunk_alone(one_process: torch.device, trunk: str):
-    model = hamur(trunk)
+def test_a_zero_adapter_leaves_its_trunk_alone(
+    one_process: torch.device, trunk: str, adapters: int
+):
+    model = hamur(trunk, adapters=adapters)
     inputs, _ = fields()
     changed = model(inputs, torch.tensor(SCENARIO))
     for adapter in model.adapters:
@@ -105,8 +109,10 @@ def test_a_zero_adapter_leaves_its_trunk_alone(one_process: torch.device, trunk:
     assert model.output_dim == plain.shape[1]
 
 
-def test_properties(one_process: torch.device):
-    check_properties(hamur())
+@pytest.mark.parametrize("adapters", [1, 2])
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_properties(one_process: torch.device, adapters: int, variant: str):
+    check_properties(hamur(adapters=adapters, variant=variant), reads_absent=variant == "released")
 
 
 def test_too_few_layers_are_refused():
@@ -114,11 +120,14 @@ def test_too_few_layers_are_refused():
         hamur(adapters=3)
 
 
-def effective_rank(x: Tensor) -> float:
-    """The exponential of the entropy of the normalised singular values of centred rows."""
-    values = torch.linalg.svdvals(x - x.mean(0))
-    share = values / values.sum()
-    return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))
+def test_effective_rank():
+    """Of d directions of equal strength it is d; of one, 1; of strengths p, exp of p's entropy."""
+    rows = torch.linalg.qr(torch.randn(64, 9).double() - 0.5).Q
+    rows = torch.linalg.qr(rows - rows.mean(0)).Q  # orthonormal and centred
+    assert effective_rank(rows[:, :8] + 3) == pytest.approx(8)
+    assert effective_rank(rows[:, :1] @ torch.ones(1, 5).double()) == pytest.approx(1)
+    uneven = rows[:, :2] * torch.tensor([0.75, 0.25])
+    assert effective_rank(uneven) == pytest.approx(4 / 3**0.75)
 
 
 @pytest.mark.parametrize("initialisation", ["orthogonal", "released"])

@@ -102,5 +102,5 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str):
 def test_fields_of_different_widths_are_refused():
     trunk = MLPTrunk.Config(name="mlp", hidden=[])
     config = HierRec.Config(name="hierrec")
-    with pytest.raises(ValueError, match="hierrec needs fields of one dimension"):
+    with pytest.raises(ValueError, match=r"name: hierrec: needs .* have \[2, 4\]; give the tables"):
         HierRec(config, FieldShapes((4, 2), 0), 3, lambda shapes: MLPTrunk(trunk, shapes))

@@ -26,7 +26,7 @@ Adapt = Callable[[int, Tensor], Tensor]
 class MLPConfig(Config):
     """What the layers of an MLP share."""
 
-    hidden: list[PositiveInt]
+    hidden: list[PositiveInt] = [64]  # noqa: RUF012  (pydantic copies defaults)
     """Widths of the layers; none is the identity."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     norm: Literal["batch", "layer"] | None = None

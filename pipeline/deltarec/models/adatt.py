@@ -26,6 +26,7 @@ class AdaTTHeads(TaskHeads):
 
         name: Literal["adatt"]
         levels: int = Field(default=1, gt=0)
+        """How many stand on each other."""
         experts: int = Field(default=2, gt=0)
         """Of each task, in each level."""
         shared_experts: int = Field(default=0, ge=0)

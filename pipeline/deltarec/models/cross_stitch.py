@@ -24,7 +24,7 @@ class CrossStitchHeads(TaskHeads):
         """Options of the cross_stitch heads: `hidden` and the rest are a task's stitched layers."""
 
         name: Literal["cross_stitch"]
-        hidden: list[PositiveInt] = Field(min_length=1)
+        hidden: list[PositiveInt] = Field(default=[64], min_length=1)
         """Widths of a task's stitched layers."""
         own: float = Field(default=0.9, ge=0, le=1)
         """What a task's own layer weighs at the start; the others share the rest."""

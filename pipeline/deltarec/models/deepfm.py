@@ -24,7 +24,7 @@ class DeepFMTrunk(Trunk):
 
     def __init__(self, config: Config, shapes: FieldShapes) -> None:
         super().__init__(config, shapes)
-        dim = shapes.common_dim("deepfm")
+        dim = shapes.common_dim("model.trunk.name: deepfm")
         self.linear = nn.Linear(shapes.width, 1)
         self.deep = MLP.of(shapes.width, config)
         self.widths = self.deep.widths

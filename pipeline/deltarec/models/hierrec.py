@@ -104,7 +104,7 @@ class Implicit(nn.Module):
 
     def __init__(self, config: HierRec.Config, shapes: FieldShapes, width: int) -> None:
         super().__init__()
-        dim, num_fields = shapes.common_dim("hierrec"), len(shapes.dims)
+        dim, num_fields = shapes.common_dim("model.scenario.name: hierrec"), len(shapes.dims)
         part = config.scenario_dim // config.implicit
         self.importance = nn.Parameter(torch.randn(config.implicit, part, num_fields) / part**0.5)
         self.importance_bias = nn.Parameter(torch.zeros(config.implicit, num_fields))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MMoE (Ma et al., 2018): experts shared by the tasks, mixed by a gate for each task."""
+"""MMoE (Ma et al., KDD 2018, doi 10.1145/3219819.3220007): each task mixes shared experts."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -22,6 +22,7 @@ class MMoEHeads(TaskHeads):
 
         name: Literal["mmoe"]
         experts: int = Field(default=4, gt=0)
+        """How many all tasks share."""
         tower: list[PositiveInt] = [64]  # noqa: RUF012  (pydantic copies defaults)
         """Widths of a task's tower, before its logit."""
 

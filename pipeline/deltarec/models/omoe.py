@@ -22,6 +22,7 @@ class OMoEHeads(TaskHeads):
 
         name: Literal["omoe"]
         experts: int = Field(default=4, gt=0)
+        """How many all tasks share."""
         tower: list[PositiveInt] = [64]  # noqa: RUF012  (pydantic copies defaults)
         """Widths of a task's tower, before its logit."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PLE (Tang et al., 2020): experts of each task's own beside shared ones, in several levels.
+"""PLE (Tang et al., RecSys 2020, doi 10.1145/3383313.3412236): own experts beside shared ones.
 
 With one level it is the paper's CGC, Customised Gate Control.
 """

@@ -43,18 +43,21 @@ class FieldShapes:
         """Width of all fields and dense inputs side by side."""
         return sum(self.dims) + self.num_dense
 
-    def common_dim(self, part: str) -> int:
+    def common_dim(self, key: str) -> int:
         """The one width of all fields.
 
+        Args:
+            key: of the configuration, of the part that needs it.
+
         Raises:
-            ValueError: the widths differ, or there are no fields; `part` cannot work with that.
+            ValueError: the widths differ, or there are no fields.
         """
         if not self.dims:
-            raise ValueError(f"{part} needs sparse features, there are none; choose another trunk")
+            raise ValueError(f"{key}: needs sparse features, there are none; choose another")
         if len(set(self.dims)) != 1:
             raise ValueError(
-                f"{part} needs fields of one dimension, these have {sorted(set(self.dims))}; "
-                "give the tables one dim, or choose another trunk"
+                f"{key}: needs fields of one dimension, these have {sorted(set(self.dims))}; "
+                "give the tables one dim, or choose another"
             )
         return self.dims[0]
 

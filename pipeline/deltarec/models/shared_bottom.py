@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared bottom (Caruana, 1997): the tasks share the representation, each has a tower."""
+"""Shared bottom (Caruana, 1997, doi 10.1023/A:1007379606734): a tower for each task."""
 
 from collections.abc import Mapping
 from typing import Literal
