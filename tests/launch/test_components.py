@@ -105,11 +105,30 @@ def test_this_python_and_these_sources_unless_an_image_has_them(
     assert there.env["A"] == here.env["A"] == "b" and "PATH" not in there.env
 
 
-def dry_run(scheduler: str, **options: Any) -> Any:
-    """What would be sent to the scheduler for two nodes of two processes."""
+def sent(app: AppDef, scheduler: str) -> Any:
+    """What would be sent to the scheduler."""
     with get_runner("test") as runner:
-        app = TRAIN(config="job.yaml", nodes=2, nproc=2, **options)
         return runner.dryrun(app, scheduler, {"queue": "default"})
+
+
+def dry_run(scheduler: str, **options: Any) -> Any:
+    """Of training on two nodes of two processes."""
+    return sent(TRAIN(config="job.yaml", nodes=2, nproc=2, **options), scheduler)
+
+
+@pytest.mark.filterwarnings("ignore:.*Volcano")
+def test_the_script_of_a_sweep_for_slurm():
+    """One task with all its cores, which a requeue starts again in the same folder."""
+    words = ["--grid", "model.heads.name=[mmoe,ple]", "--seeds", "5", "--jobs", "8"]
+    app = SWEEP(*words, config="job.yaml", run_dir="runs/s", cpu=32, memory_mb=64_000)
+    script = str(sent(app, "slurm"))
+    [job] = [line for line in script.splitlines() if line.startswith("#SBATCH --job-name")]
+    assert "hetjob" not in script
+    for option in ("requeue", "ntasks-per-node=1", "cpus-per-task=32", "mem=64000"):
+        assert f"--{option}" in job
+    assert "python -m deltarec.cli sweep --config job.yaml --run-dir runs/s --grid" in script
+    assert "'model.heads.name=[mmoe,ple]'" in script.replace("'\"'\"'", "'")
+    assert 'scontrol requeue "$SLURM_JOB_ID"' in script
 
 
 @pytest.mark.filterwarnings("ignore:.*Volcano")
