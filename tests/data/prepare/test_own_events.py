@@ -107,6 +107,32 @@ def test_a_folder_without_files(tmp_path: Path):
         prepare(options(), tmp_path, tmp_path / "out")
 
 
+def test_files_that_are_not_alike_are_named(tmp_path: Path):
+    write_log(tmp_path)
+    first, second = sorted(tmp_path.glob("*.parquet"))
+    table = pq.read_table(second)
+    floats = table.set_column(2, "kind", table["kind"].cast(pa.float32()))
+    for odd, message in [
+        (table.drop_columns("kind"), f"{second}: has no column 'kind', which {first} has"),
+        (table.append_column("more", table["kind"]), f"{first}: has no column 'more'"),
+        (floats, f"{second}: column 'kind' is float, and int8 in {first}"),
+    ]:
+        pq.write_table(odd, second)
+        with pytest.raises(ValueError, match=f"^{message}"):
+            prepare(options(), tmp_path, tmp_path / "out")
+
+
+def test_columns_may_stand_in_another_order(tmp_path: Path):
+    write_log(tmp_path / "log")
+    prepare(options(), tmp_path / "log", tmp_path / "out")
+    second = sorted((tmp_path / "log").glob("*.parquet"))[1]
+    table = pq.read_table(second)
+    pq.write_table(table.select(table.column_names[::-1]), second)
+    prepare(options(), tmp_path / "log", tmp_path / "other")
+    for split in ("train", "valid", "test"):
+        assert pq.read_table(tmp_path / "other" / split).equals(pq.read_table(tmp_path / "out" / split))
+
+
 def test_an_event_without_a_time(tmp_path: Path):
     table = pa.table({"user": [1, 2], "time": [1, None], "thing": [1, 2], "kind": [0, 0]})
     pq.write_table(table.append_column("liked", pa.array([True, False])), tmp_path / "a.parquet")

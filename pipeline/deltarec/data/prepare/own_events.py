@@ -85,7 +85,10 @@ class OwnEvents(Dataset):
         files = sorted(source.rglob("*.parquet"))
         if not files:
             raise ValueError(f"{source}: there are no .parquet files")
-        self._check(pq.read_schema(files[0]), files[0])
+        schemas = [pq.read_schema(file) for file in files]
+        self._check(schemas[0], files[0])
+        for file, schema in zip(files, schemas, strict=True):
+            _check_alike(schema, file, schemas[0], files[0])
         num_events = sum(pq.read_metadata(file).num_rows for file in files)
         num_partitions = min(-(-num_events // EVENTS_PER_PARTITION), 65_536)
         counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
@@ -186,8 +189,23 @@ class _Events:
         return table
 
 
+def _check_alike(schema: pa.Schema, file: Path, wanted: pa.Schema, first: Path) -> None:
+    """Files of one log have the same columns, in any order."""
+    names, known = set(schema.names), set(wanted.names)
+    for name in sorted(names ^ known):
+        having, lacking = (file, first) if name in names else (first, file)
+        raise ValueError(f"{lacking}: has no column '{name}', which {having} has")
+    for name in wanted.names:
+        if schema.field(name).type != wanted.field(name).type:
+            raise ValueError(
+                f"{file}: column '{name}' is {schema.field(name).type}, and "
+                f"{wanted.field(name).type} in {first}"
+            )
+
+
 def _read(files: list[Path]) -> Iterator[pa.Table]:
+    names = pq.read_schema(files[0]).names
     for path in files:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(CHUNK_EVENTS):
-                yield pa.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch]).select(names)
