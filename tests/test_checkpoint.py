@@ -135,6 +135,26 @@ def test_early_stopping_keeps_the_best(data: Path, tmp_path: Path):
     assert again["steps"] == first["steps"] and again["valid"] == first["valid"]
 
 
+def test_early_stopping_by_the_mean_of_tasks(data: Path, tmp_path: Path):
+    job = small_job(
+        data,
+        train__epochs=4,
+        train__early_stopping={"task": ["buy", "click"], "metric": "auc", "patience": 9},
+    )
+    run_ranks(1, fit, tmp_path / "run", job)
+    means: dict[int, float] = {}
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        where = (found["split"], found.get("task"), found.get("scenario"))
+        if where in {("valid", "buy", "all"), ("valid", "click", "all")}:
+            means[found["step"]] = means.get(found["step"], 0) + found["auc"] / 2
+    folder = tmp_path / "run" / "checkpoints"
+    best = int((folder / "best").read_text().strip()[5:])
+    assert len(means) == 4 and means[best] == max(means.values())
+    state = json.loads((folder / f"step_{best:09d}" / "state.json").read_text())
+    assert state["best_value"] == pytest.approx(means[best], abs=1e-12)
+
+
 def test_what_layers_draw_continues(trainer: Trainer):
     trainer.checkpoints.save(TrainState(step=3))
     expected = torch.rand(5)

@@ -412,6 +412,14 @@ TABLE = {"rows": 10}
             "train.early_stopping.task: no task 'like'",
         ),
         (
+            {"train__early_stopping": {"task": ["click", "like"]}},
+            "train.early_stopping.task: no task 'like'",
+        ),
+        (
+            {"train__early_stopping": {"task": []}},
+            "train.early_stopping.task: an empty list; leave it out for the first",
+        ),
+        (
             {"tasks__buy*keep": {"label": "buy"}},
             "tasks.buy*keep: '*' stands in the names of joint tasks",
         ),

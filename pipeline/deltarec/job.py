@@ -103,8 +103,9 @@ class DataConfig(Config):
 class EarlyStopping(Config):
     """Stops when a metric on the validation data has not improved for a while."""
 
-    task: str | None = None
-    """The first one if not given. With `given`, also a joint one such as click*buy."""
+    task: str | list[str] | None = None
+    """The first one if not given; of several, the mean of the metric. With `given`, also a joint
+    one such as click*buy."""
     metric: str = "auc"
     patience: int = Field(default=2, gt=0)
     """Evaluations without improvement."""
@@ -224,6 +225,14 @@ class Job(Config):
         kinds: dict[str, Kind] = {name: task.kind for name, task in self.tasks.items()}
         kinds.update(dict.fromkeys(joint_tasks(self.tasks), "binary"))
         return kinds
+
+    @property
+    def early_stopping_tasks(self) -> list[str]:
+        """Whose mean decides when to stop; none without early stopping."""
+        if self.train.early_stopping is None:
+            return []
+        told = self.train.early_stopping.task or next(iter(self.tasks))
+        return [told] if isinstance(told, str) else told
 
     @property
     def losses(self) -> list[str]:

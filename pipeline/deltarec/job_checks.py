@@ -361,22 +361,26 @@ def _check_early_stopping(job: "Job") -> None:
         return
     if not job.data.valid:
         raise ValueError("train.early_stopping needs validation data: set data.valid")
-    if stopping.task is not None and stopping.task not in job.measured:
-        raise ValueError(f"train.early_stopping.task: no task '{stopping.task}'")
-    task = stopping.task or next(iter(job.tasks))
+    if stopping.task == []:
+        raise ValueError("train.early_stopping.task: an empty list; leave it out for the first")
+    for task in job.early_stopping_tasks:
+        _check_stopping_task(job, task, stopping.metric)
+
+
+def _check_stopping_task(job: "Job", task: str, metric: str) -> None:
+    if task not in job.measured:
+        raise ValueError(f"train.early_stopping.task: no task '{task}'")
     kind = job.measured[task]
     known = [name for name, metric in METRICS.items() if metric.kind == kind]
     if kind == "pairwise":
         known = job.metrics(task)
-    if stopping.metric not in known:
+    if metric not in known:
         raise ValueError(
-            f"train.early_stopping.metric: '{stopping.metric}' is not a metric of the {kind} "
+            f"train.early_stopping.metric: '{metric}' is not a metric of the {kind} "
             f"task '{task}': expected one of {', '.join(known)}"
         )
-    if stopping.metric not in job.metrics(task):
-        raise ValueError(
-            f"train.early_stopping.metric: '{stopping.metric}' is by user: set data.user"
-        )
+    if metric not in job.metrics(task):
+        raise ValueError(f"train.early_stopping.metric: '{metric}' is by user: set data.user")
 
 
 def _check_balance(job: "Job") -> None:

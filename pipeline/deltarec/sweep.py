@@ -400,7 +400,7 @@ def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
         raise ValueError("nothing to compare by: set data.test, or data.valid, of every variant")
     if text is None:
         stopping = jobs[0].train.early_stopping
-        task = (stopping and stopping.task) or next(iter(jobs[0].measured))
+        task = next(iter(jobs[0].early_stopping_tasks or jobs[0].measured))
         text = f"{task}/{stopping.metric if stopping else jobs[0].metrics(task)[0]}"
     task, _, metric = text.partition("/")
     known = dict.fromkeys(f"{t}/{m}" for job in jobs for t in job.measured for m in job.metrics(t))

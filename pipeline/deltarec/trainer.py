@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -296,13 +297,15 @@ class Trainer:
         if stopping is None:
             self._save()
             return False
-        task = stopping.task or next(iter(self.job.tasks))
-        value = result[task]["all"].get(stopping.metric)
-        if value is None:
-            raise ValueError(
-                f"train.early_stopping.metric: '{stopping.metric}' of task '{task}' is not defined "
-                "on the validation data"
-            )
+        tasks = self.job.early_stopping_tasks
+        values = {task: result[task]["all"].get(stopping.metric) for task in tasks}
+        for task, value in values.items():
+            if value is None:
+                raise ValueError(
+                    f"train.early_stopping.metric: '{stopping.metric}' of task '{task}' is not "
+                    "defined on the validation data"
+                )
+        value = fmean(values.values())
         best = self.state.best_value
         sign = 1 if larger_is_better(stopping.metric) else -1
         if best is None or sign * value > sign * best:
@@ -313,7 +316,8 @@ class Trainer:
         self.state = replace(self.state, evaluations_since_best=since)
         self._save()
         if self._stopped_early():
-            progress.say(f"stopped early: {task} {stopping.metric} was best at {best:.6f}")
+            what = f"{stopping.metric} of {', '.join(tasks)}"
+            progress.say(f"stopped early: {what} was best at {best:.6f}")
         return self._stopped_early()
 
     def _stopped_early(self) -> bool:
