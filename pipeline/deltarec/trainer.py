@@ -298,14 +298,16 @@ class Trainer:
             self._save()
             return False
         tasks = self.job.early_stopping_tasks
-        values = {task: result[task]["all"].get(stopping.metric) for task in tasks}
-        for task, value in values.items():
-            if value is None:
+        values: list[float] = []
+        for task in tasks:
+            found = result[task]["all"].get(stopping.metric)
+            if found is None:
                 raise ValueError(
                     f"train.early_stopping.metric: '{stopping.metric}' of task '{task}' is not "
                     "defined on the validation data"
                 )
-        value = fmean(values.values())
+            values.append(found)
+        value = fmean(values)
         best = self.state.best_value
         sign = 1 if larger_is_better(stopping.metric) else -1
         if best is None or sign * value > sign * best:
