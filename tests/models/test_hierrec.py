@@ -58,8 +58,8 @@ def condition(implicit: Any, g: int, scenario: Tensor, inputs: list[Tensor]) -> 
 @pytest.mark.parametrize("rank", [None, 4])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attention": False}, {"implicit": 0}, {"explicit": False}],
-    ids=["whole", "no attention", "no implicit", "no explicit"],
+    [{}, {"attention": False}, {"implicit": 0}, {"explicit": False}, {"hidden": []}],
+    ids=["whole", "no attention", "no implicit", "no explicit", "no layers behind"],
 )
 def test_hierrec(options: dict[str, Any], rank: int | None):
     model = hierrec(rank=rank, **options)
@@ -73,7 +73,7 @@ def test_hierrec(options: dict[str, Any], rank: int | None):
         if model.implicit is not None:
             sample = [vector[i] for vector in inputs.vectors]
             conditions = [condition(model.implicit, g, scenario, sample) for g in range(2)]
-            x = torch.cat([bottleneck(model.implicit, x, c) for c in conditions])
+            x = torch.cat([bottleneck(model.implicit.layers, x, c) for c in conditions])
         rows.append(mlp(model.mlp, x))
     got = model(inputs, torch.tensor(SCENARIO))
     assert_equal(model, got, torch.stack(rows), leaves)

@@ -2,14 +2,14 @@
 """HierRec (Gao et al., CIKM 2024, arXiv 2309.02061): layers made from scenario and features."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from deltarec.layers.field_attention import WeightedFieldAttention
-from deltarec.layers.generated import FactoredGeneratedLinear, GeneratedLinear
+from deltarec.layers.generated import FactoredBottleneck, GeneratedBottleneck, GeneratedLinear
 from deltarec.layers.grouped_linear import Groups, blocks_linear
 from deltarec.layers.mlp import MLP, MLPConfig
 from deltarec.models.roles import Fields, FieldShapes, ScenarioModule, Trunk
@@ -80,9 +80,13 @@ class HierRec(ScenarioModule):
         x = self.trunk(fields)
         if self.explicit is not None:
             x = self.explicit(x, scenarios, groups)
-        if self.implicit is not None:
-            x = self.implicit(x, fields, scenarios, groups)
-        return self.mlp(x)
+        if self.implicit is None:
+            return self.mlp(x)
+        layers: list[Any] = list(self.mlp)
+        x = self.implicit(x, fields, scenarios, groups, layers[0] if layers else None)
+        for layer in layers[1:]:
+            x = layer(x)
+        return x
 
 
 class Explicit(nn.Module):
@@ -109,11 +113,24 @@ class Implicit(nn.Module):
         self.importance = nn.Parameter(torch.randn(config.implicit, part, num_fields) / part**0.5)
         self.importance_bias = nn.Parameter(torch.zeros(config.implicit, num_fields))
         self.attention = WeightedFieldAttention(dim, config.dropout) if config.attention else None
-        self.down = _generated(width, config.bottleneck, num_fields * dim, config.rank)
-        self.up = _generated(config.bottleneck, width, num_fields * dim, config.rank)
+        widths = (width, config.bottleneck, num_fields * dim)
+        if config.rank is None:
+            self.layers = GeneratedBottleneck(*widths)
+        else:
+            self.layers = FactoredBottleneck(*widths, config.rank)
 
-    def forward(self, x: Tensor, fields: Fields, scenarios: Tensor, groups: Groups) -> Tensor:
-        """`[B, width]`, fields, and the blocks' scenario vectors to `[B, G width]`."""
+    def forward(
+        self,
+        x: Tensor,
+        fields: Fields,
+        scenarios: Tensor,
+        groups: Groups,
+        then: nn.Linear | None = None,
+    ) -> Tensor:
+        """`[B, width]`, fields, and the blocks' scenario vectors to `[B, G width]`.
+
+        Or to what `then` makes of that.
+        """
         parts = scenarios.unflatten(1, self.importance.shape[:2])
         # [blocks, G, 1, part] @ [G, part, F]
         scores = (parts.unsqueeze(2) @ self.importance).squeeze(2) + self.importance_bias
@@ -121,15 +138,6 @@ class Implicit(nn.Module):
         vectors = fields.stacked()
         if self.attention is None:
             condition = weights.unsqueeze(3) * vectors.unsqueeze(1)
-        else:
-            condition = self.attention(vectors, weights)
-        condition = condition.flatten(2)
-        return self.up(self.down(x.unsqueeze(1), condition), condition).flatten(1)
-
-
-def _generated(
-    input_dim: int, output_dim: int, condition_dim: int, rank: int | None
-) -> GeneratedLinear | FactoredGeneratedLinear:
-    if rank is None:
-        return GeneratedLinear(input_dim, output_dim, condition_dim)
-    return FactoredGeneratedLinear(input_dim, output_dim, condition_dim, rank)
+            return self.layers(x.unsqueeze(1), condition, None, then)
+        condition = self.attention.mixed(vectors, weights)
+        return self.layers(x.unsqueeze(1), condition, self.attention.output, then)
