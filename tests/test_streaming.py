@@ -113,6 +113,8 @@ def test_partitions_are_in_the_order_of_time(tmp_path: Path):
         ({"data__valid": ["valid"]}, "data.valid: leave it out"),
         ({"train__epochs": 2}, "a stream is trained on once"),
         ({"train__optimizer__schedule": {"name": "cosine"}}, "which a stream does not know"),
+        ({"balance": {"name": "pmtrec"}}, "balance: goes by the number of all steps, which a str"),
+        ({"balance": {"name": "rmtl", "gamma": 0.0}}, "balance: goes by the number of all steps"),
         ({"data__slices": {"seen": [3, 3]}}, "slices.seen: bounds must ascend"),
     ],
 )

@@ -456,7 +456,9 @@ def _check_stream(job: "Job") -> None:
         return
     schedule = job.train.optimizer.schedule
     endings = {"train.optimizer.schedule": not isinstance(schedule, Constant)}
-    endings["balance"] = isinstance(job.balance, PMTRec.Config)
+    endings["balance"] = isinstance(job.balance, PMTRec.Config) or (
+        isinstance(job.balance, RMTL.Config) and job.balance.warmup > 0
+    )
     for key, needs_end in endings.items():
         if needs_end:
             raise ValueError(

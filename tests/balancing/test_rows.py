@@ -21,14 +21,14 @@ from tests.embeddings.test_torchrec_traps import full_tables
 from tests.pair_job import pair_job, write_pair_data
 
 
-def sharded(folder: Path, job: Job) -> Tensor:
-    """The inner products that a method is given of the first batch."""
+def sharded(folder: Path, job: Job) -> tuple[Tensor, dict[str, Tensor]]:
+    """The inner products, and norms by feature, that a method is given of the first batch."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     method: Any = trainer.balancer
     combine, seen = method.combine, []
 
     def watched(gradients: TaskGradients) -> None:
-        seen.append(gradients.gram())
+        seen.append((gradients.gram(), gradients.feature_norms()))
         combine(gradients)
 
     trainer.model.module.boundary._parts = (*trainer.model.module.boundary._parts[:2], watched)  # pyright: ignore
@@ -39,31 +39,35 @@ def sharded(folder: Path, job: Job) -> Tensor:
     return seen[0]
 
 
-def by_hand(folder: Path, job: Job) -> Tensor:
-    """Of each task's gradient of plain tables."""
+def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
+    """By table, the gradients `[T, …]` of each task of plain tables."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     schema, specs = job.data_schema, job.embedding.resolved()
     tables: Any = EmbeddingTables(schema, specs).to_empty(device="cpu")
-    for name, parameter in tables.named_parameters():
-        parameter.data.copy_(full_tables(trainer.model)[name.split(".")[-2]])
+    leaves = {name.split(".")[-2]: parameter for name, parameter in tables.named_parameters()}
+    for name, parameter in leaves.items():
+        parameter.data.copy_(full_tables(trainer.model)[name])
     network, batch = (
         network_of(job.model, schema, specs, 0),
         next(trainer.reader.read(Position(), 1)),
     )
     losses = TaskLosses(schema.tasks, network.losses)(network(batch, tables(batch)), batch)
-    leaves = list(tables.parameters())
-    flat = []
-    for loss in losses:
-        found = torch.autograd.grad(loss, leaves, retain_graph=True)
-        flat.append(torch.cat([g.flatten() for g in found]).double())
-    return torch.stack(flat) @ torch.stack(flat).T
+    found = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in losses]
+    by_table = zip(*found, strict=True)
+    return {n: torch.stack(g).flatten(1).double() for n, g in zip(leaves, by_table, strict=True)}
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_inner_products_are_those_of_the_rows(tmp_path: Path, ranks: int):
+def test_inner_products_and_norms_are_those_of_the_rows(tmp_path: Path, ranks: int):
+    """A feature's norms are those of its table, which other features look up too."""
     write_pair_data(tmp_path)
     job = pair_job(tmp_path, balance={"name": "mgda"})
     wanted = run_ranks(1, by_hand, tmp_path, job)[0]
-    assert wanted[0, 1] and wanted[0, 2]
-    for found in run_ranks(ranks, sharded, tmp_path, job):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
+    products = sum(gradients @ gradients.T for gradients in wanted.values())
+    assert products[0, 1] and products[0, 2]
+    for gram, norms in run_ranks(ranks, sharded, tmp_path, job):
+        torch.testing.assert_close(gram, products, rtol=1e-4, atol=1e-9)
+        assert norms.keys() > job.features.keys()  # negatives too
+        for feature, found in norms.items():
+            gradients = wanted[job.data_schema.table(feature)]
+            torch.testing.assert_close(found, gradients.norm(dim=1), rtol=1e-4, atol=1e-9)

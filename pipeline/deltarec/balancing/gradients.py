@@ -44,7 +44,8 @@ class TaskGradients:
         shared: parameters that several tasks reach.
         own: parameters that one task reaches.
         places: whose vectors each tensor of the boundary has.
-        by_row: whether inner products are those of the tables' rows, not of the vectors.
+        by_row: whether inner products and norms are of the tables' rows, not of the vectors.
+        tables: number of each feature's table; for `by_row`.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class TaskGradients:
         own: Sequence[Tensor] = (),
         places: Sequence[Place] = (),
         by_row: bool = False,
+        tables: Mapping[str, int] | None = None,
     ) -> None:
         self.places = places
         self.by_row = by_row
+        self._tables = tables or {}
         self._global_shared: list[Tensor] | None = None
         self._losses = losses.detach()
         self.num_tasks = len(losses)
@@ -115,7 +118,12 @@ class TaskGradients:
         return [m.view_as(g) for m, g in zip(means, self.combined_own, strict=True)]
 
     def feature_norms(self) -> dict[str, Tensor]:
-        """Norms of the tasks' gradients of each feature's vectors of all ranks, float64 `[T]`."""
+        """Norms of the tasks' gradients of each feature's vectors of all ranks, float64 `[T]`.
+
+        `by_row`: of the rows of the feature's table, whichever features they are looked up by.
+        """
+        if self.by_row:
+            return self._table_norms()
         found: dict[str, Tensor] = {}
         for gradient, place in zip(self.boundary, self.places, strict=True):
             squares = gradient.double().square().sum(1)
@@ -125,6 +133,13 @@ class TaskGradients:
             return {}
         local = torch.stack([found[name] for name in sorted(found)]) / dist.get_world_size()
         return dict(zip(sorted(found), _mean_over_ranks(local).sqrt(), strict=True))
+
+    def _table_norms(self) -> dict[str, Tensor]:
+        rows = self.rows().owned().rows
+        squares = rows.gradients.double().square().sum(2)
+        sums = squares.new_zeros(max(self._tables.values()) + 1, self.num_tasks)
+        norms = all_sum(sums.index_add_(0, rows.keys // TABLE, squares)).sqrt()
+        return {name: norms[self._tables[name]] for place in self.places for name in place.features}
 
     def scale_features(self, scales: Mapping[str, Tensor]) -> None:
         """Combine the boundary's by one weight a feature and task, `[T]` each."""
@@ -209,7 +224,7 @@ class GradientBoundary(nn.Module):
         by_task = losses(columns, batch)
         leaves = [leaf for _, leaf in pairs]
         gradients = TaskGradients(
-            by_task, leaves, self._shared, self._own, places, by_row=self._by_row
+            by_task, leaves, self._shared, self._own, places, self._by_row, self._tables
         )
         with torch.no_grad():
             combine(gradients)

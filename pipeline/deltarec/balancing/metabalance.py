@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MetaBalance (He et al., WWW 2022, arXiv 2203.06801): auxiliary gradients as large as the main's.
 
-A tensor is a shared parameter, or the looked-up vectors of one feature: a table's rows have no
-gradient by task.
+A tensor is a shared parameter, or the looked-up vectors of one feature; of tasks on different
+samples (pairwise ones), which meet in rows alone, a table.
 """
 
 from collections.abc import Sequence
