@@ -122,7 +122,7 @@ def test_errors_pass_or_are_named(tmp_path: Path):
         attempts = {film(prompt): n for prompt, n in server.attempts.items()}
         paid = augment(asked.model_copy(update={"ask_again": True}))
     assert (first["answered"], first["failed"]) == (6, 6) and second["answered"] == 6
-    assert attempts == {0: 3, 1: 4, 2: 8, 4: 2, **dict.fromkeys([-1, 5, 6, 7, 8, 9, 10], 1)}
+    assert attempts == {0: 3, 1: 4, 2: 8, **dict.fromkeys([-1, 4, 5, 6, 7, 8, 9, 10], 1)}
     why = failures(tmp_path)
     assert why[2] == "after 4 attempts: HTTP 500: boom"
     assert why[4] == 'HTTP 400: {"error": "too long"}'
@@ -131,7 +131,62 @@ def test_errors_pass_or_are_named(tmp_path: Path):
     assert "raise server.max_tokens" in why[7] and why[8] == "malformed answer: it is empty"
     assert sorted(why) == [2, 4, 5, 6, 7, 8]
     assert {i for i, value in values(tmp_path).items() if value is None} == set(why)
-    assert paid["requests"] == 4  # those of use to nobody, once more; 2 and 4 have no answer
+    assert paid["requests"] == 5  # those of use to nobody, once more; 2 has no answer
+
+
+def test_only_what_was_cut_off_is_asked_for_again(tmp_path: Path):
+    """With a longer answer allowed; as another request, or a server would repeat its answer."""
+
+    def behave(prompt: str, before: int) -> Response:
+        return Response(finish_reason="length" if film(prompt) == 7 and not before else "stop")
+
+    with chat_server(behave) as server:
+        first = augment(job(tmp_path, server.address))
+        longer = job(tmp_path, server.address, server={"max_tokens": 1024})
+        second = augment(longer)
+        third = augment(longer.model_copy(update={"ask_again": True}))
+    assert failures(tmp_path) == {} and first["failed"] == second["failed"] == 1
+    assert (second["requests"], third["requests"], third["answered"]) == (0, 1, ROWS)
+    assert server.attempts.pop("What is film 7?") == 2 and set(server.attempts.values()) == {1}
+    assert server.bodies[-1]["max_tokens"] == 1024 and server.charged["What is film 7?"] == 2
+
+
+@pytest.mark.parametrize("status", [401, 400])
+def test_a_server_that_fails_costs_no_row_that_is_known(tmp_path: Path, status: int):
+    """Though the rows that are not known come first."""
+    with chat_server(lambda *_: Response()) as server:
+        augment(job(tmp_path, server.address))
+
+    def changed(**options: Any) -> AugmentJob:
+        found = job(tmp_path, **options)
+        titles = [f"new film {i}" if i < 3 else None if i == 3 else f"film {i}" for i in range(11)]
+        table = pa.table({"id": pa.array(range(11), pa.uint16()), "title": titles})
+        pq.write_table(table, tmp_path / "items.parquet")
+        return found
+
+    with chat_server(lambda *_: Response(status=status, raw=b"no")) as server:
+        asked = changed(address=server.address, server={"give_up_after": 2, "parallel": 1})
+        with pytest.raises(ServerError):
+            augment(asked)
+    assert {i for i, value in values(tmp_path).items() if value is None} == {0, 1, 2}
+    with pytest.raises(ValueError, match="there is no such file"):
+        gone = {"key_file": str(tmp_path / "gone")}
+        augment(changed(address=server.address, server=gone, ask_again=True))
+    assert {i for i, value in values(tmp_path).items() if value is None} == {0, 1, 2}
+
+
+def test_refusals_are_not_met_again(tmp_path: Path):
+    """However many there are in a row, the same command goes on."""
+    with chat_server(lambda *_: Response(status=400, raw=b"no")) as server:
+        asked = job(tmp_path, server.address, server={"give_up_after": 5, "parallel": 1})
+        for _ in range(2):
+            with pytest.raises(
+                ServerError, match="no answer to 5 requests in a row, to the last: H"
+            ):
+                augment(asked)
+        assert augment(asked)["failed"] == ROWS
+    assert set(server.attempts.values()) == {1}
+    assert set(failures(tmp_path).values()) == {"HTTP 400: no"}
 
 
 def test_a_slow_server_is_left_and_asked_again(tmp_path: Path):
@@ -371,5 +426,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert main([*arguments, "--prompts", str(tmp_path / "p.jsonl")]) == 0
         assert json.loads(capsys.readouterr().out)["prompts"] == ROWS
     assert main([*arguments, "--set", "server.timeout=1"]) == 2
-    assert main([*arguments, "--set", "template.version=9", "--set", "server.attempts=1"]) == 1
-    assert "no answer to" in capsys.readouterr().err or failures(tmp_path)
+    alone = ["--set", "template.version=9", "--set", "server.attempts=1"]
+    assert main([*arguments, *alone, "--set", "server.give_up_after=3"]) == 1
+    assert "no answer to 3 requests in a row" in capsys.readouterr().err

@@ -7,14 +7,14 @@ earlier runs, or from a server; the latter go into the journal as they come, so 
 in whatever way goes on where it was. The output is a Parquet file with the key and one string
 column for each part of the answers, null where there is none; `report.json` names each failure.
 
-An answer's place in the journal is the hash of the request (model, messages, options) and of the
-template's name, version and content: rows of equal text are asked about once.
+An answer's place in the journal is the hash of the request (model, messages, options but the length
+of an answer) and of the template's name, version and content: rows of equal text are asked about
+once. What is known is taken before anybody is asked, so that a server that fails costs no row.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class AugmentJob(Config):
     journal: str | None = None
     """File of the answers that were paid for; several jobs may share it, one after the other."""
     ask_again: bool = False
-    """Whether to pay again for answers in the journal that are malformed or cut off."""
+    """Whether to ask, and pay, again where the journal has a malformed answer, one that is cut off,
+    or a refusal."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "AugmentJob":
@@ -126,11 +127,12 @@ def augment(job: AugmentJob) -> Augmented:
     progress = Progress("augment", len(prompts), every=LOG_EVERY)
     outcome = Outcome(job.answers, progress)
     try:
-        server = job.server  # its key may be missing: the journal is open, and must be closed
-        asking = Requests(server, journal, prompts.template, outcome) if server else nullcontext()
-        with asking as requests:
-            _collect(job, prompts, imports, journal, outcome, requests)
-            if requests:
+        unknown = _take_known(job, prompts, imports, journal, outcome)
+        if job.server and unknown:
+            with Requests(job.server, journal, prompts.template, outcome) as requests:
+                for prompt in prompts.each():
+                    if isinstance(prompt, Prompt) and prompt.id in unknown:
+                        requests.ask(prompt.id, *_request(job.server, prompt, prompts.template))
                 requests.finish()
     finally:
         journal.close()
@@ -193,15 +195,15 @@ class Prompts:
             yield Prompt(key, [*messages, {"role": "user", "content": text}])
 
 
-def _collect(
+def _take_known(
     job: AugmentJob,
     prompts: Prompts,
     imports: dict[int, dict[str, Any]],
     journal: Journal,
     outcome: Outcome,
-    requests: Requests | None,
-) -> None:
-    """Find each row's answer, or ask for it."""
+) -> set[int]:
+    """Take what imports and journal have; returns the rows that a server is to be asked about."""
+    unknown: set[int] = set()
     for prompt in prompts.each():
         if not isinstance(prompt, Prompt):
             outcome.fail(*prompt)
@@ -213,17 +215,16 @@ def _collect(
                     f"{prompts.template.name} makes of its row; write prompts by --prompts"
                 )
             outcome.take(prompt.id, line["answer"], None, line["model"], "imported")
-        elif requests is None:
+        elif job.server is None:
             outcome.fail(prompt.id, "no import has it, and there is no server to ask")
         else:
-            body = requests.server.body(prompt.messages)
-            key = _key(body, prompts.template)
-            known = key in journal and not requests.is_asked(key)
-            if known and not _again(job, journal[key]):
+            key, _ = _request(job.server, prompt, prompts.template)
+            if key not in journal or _again(job, journal[key]):
+                unknown.add(prompt.id)
+            else:
                 line = journal[key]
                 outcome.take(prompt.id, line["answer"], line["problem"], line["model"], "cached")
-            else:
-                requests.ask(prompt.id, key, body)
+    return unknown
 
 
 def _again(job: AugmentJob, line: dict[str, Any]) -> bool:
@@ -238,9 +239,12 @@ def _again(job: AugmentJob, line: dict[str, Any]) -> bool:
     return line["problem"] is not None
 
 
-def _key(body: dict[str, Any], template: Template) -> str:
-    content = json.dumps([body, template.identity], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _request(server: Server, prompt: Prompt, template: Template) -> tuple[str, dict[str, Any]]:
+    """What a row's answer is called in the journal, and what is sent to get it."""
+    body = server.body(prompt.messages)
+    named = {name: value for name, value in body.items() if name != "max_tokens"}
+    content = json.dumps([named, template.identity], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest(), body
 
 
 def _read_imports(job: AugmentJob, template: Template) -> dict[int, dict[str, Any]]:

@@ -2,8 +2,8 @@
 """A client of servers that speak the common HTTP API of chat completions.
 
 What may pass is tried again with growing pauses: no connection, a time-out, 408, 409, 425, 429 and
-5xx. A server's `Retry-After` holds all requests back. What a request cannot help is that request's
-failure (400, 413, 422, …); a wrong key, address or model ends the job (401, 403, 404, a redirect).
+5xx. A server's `Retry-After` holds all requests back. A refusal of this one request is its answer
+(400, 413, 422, …); a wrong key, address or model ends the job (401, 403, 404, a redirect).
 
 Every attempt of a request carries the same `Idempotency-Key`: a server that knows the header does
 not charge twice for an answer that was lost on its way, or with the process that asked.
@@ -56,7 +56,7 @@ class Server(Config):
     parallel: int = Field(default=4, gt=0)
     """Requests under way at a time."""
     give_up_after: int = Field(default=20, gt=0)
-    """The job ends after so many requests in a row for which no answer came."""
+    """The job ends after so many requests in a row for which no answer or a refusal came."""
 
     def body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """What is sent, and what names the answer in the journal."""
@@ -87,7 +87,7 @@ class Server(Config):
 
 @dataclass(frozen=True)
 class Reply:
-    """A server's answer that has come whole and is paid for, whether it is of use or not."""
+    """A server's answer that has come whole, whether it is of use or not."""
 
     text: str | None
     """None if it is malformed."""
@@ -95,10 +95,12 @@ class Reply:
     """Why it is of no use."""
     usage: dict[str, int]
     """Tokens, as the server counts them."""
+    refused: bool = False
+    """Whether the server will not answer this request."""
 
 
 class NoAnswerError(Exception):
-    """A request has failed, for good or after all attempts."""
+    """A request has failed after all attempts."""
 
 
 class ServerError(ConnectionError):
@@ -126,7 +128,7 @@ class Chat:
         """Send a request until an answer comes.
 
         Raises:
-            NoAnswerError: none came, or the server refuses this request.
+            NoAnswerError: none came.
             ServerError: the server refuses all requests.
         """
         problem = ""
@@ -149,7 +151,7 @@ class Chat:
                 self.stop()
                 raise ServerError(f"{self._url}: {problem}; mend address, model or key_file")
             if status not in PASSING:
-                raise NoAnswerError(problem)
+                return Reply(None, problem, {}, refused=True)
             self._pace.hold(retry_after)
         raise NoAnswerError(f"after {self.server.attempts} attempts: {problem}")
 
@@ -214,7 +216,9 @@ def _reply(data: bytes) -> Reply:
     usage = found.get("usage")
     counts = {k: n for k, n in usage.items() if isinstance(n, int)} if usage else {}
     if choice.get("finish_reason") == "length":
-        return Reply(text, "the answer is cut off: raise server.max_tokens", counts)
+        return Reply(
+            text, "the answer is cut off: raise server.max_tokens, and set ask_again", counts
+        )
     return Reply(text, None, counts)
 
 

@@ -9,6 +9,7 @@ writing the same journal.
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ class Journal:
         self._lock = threading.Lock()
         self._file = path.open("a+b")
         self._places: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
         for place, line in self._lines():
             self._places[line["key"]] = place
+            self._counts[line["key"]] += 1
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -49,6 +52,10 @@ class Journal:
             self._file.seek(self._places[key])
             return json.loads(self._file.readline())
 
+    def count(self, key: str) -> int:
+        """How many lines the key has."""
+        return self._counts[key]
+
     def append(self, line: dict[str, Any]) -> None:
         """Add a line, which has a `key`; it is on the disk when this returns."""
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
@@ -58,6 +65,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._places[line["key"]] = place
+            self._counts[line["key"]] += 1
 
     def close(self) -> None:
         self._file.close()

@@ -34,19 +34,26 @@ class Requests:
         self._threads = ThreadPoolExecutor(server.parallel)
         self._waiting: dict[str, list[int]] = {}
         self._running: dict[Future[Reply], tuple[str, dict[str, Any]]] = {}
-        self._unanswered = 0
-
-    def is_asked(self, key: str) -> bool:
-        """Whether this request is under way."""
-        return key in self._waiting
+        self._answered: set[str] = set()
+        self._failed_in_a_row = 0
 
     def ask(self, id: int, key: str, body: dict[str, Any]) -> None:
-        """Ask about a row, unless the same is being asked; returns when few enough wait."""
+        """Ask about a row, unless the same is or was asked; returns when few enough wait.
+
+        Args:
+            id: of the row.
+            key: of the request in the journal.
+            body: what is sent.
+        """
+        if key in self._answered:
+            line = self.journal[key]
+            self.outcome.take(id, line["answer"], line["problem"], line["model"], "asked")
+            return
         if key in self._waiting:
             self._waiting[key].append(id)
             return
         self._waiting[key] = [id]
-        self._running[self._threads.submit(self._answered, body, key)] = key, body
+        self._running[self._threads.submit(self._fetch, body, key)] = key, body
         while len(self._running) >= 2 * self.server.parallel:
             self._finish_some()
 
@@ -63,8 +70,9 @@ class Requests:
         self._chat.stop()
         self._threads.shutdown(cancel_futures=True)
 
-    def _answered(self, body: dict[str, Any], key: str) -> Reply:
-        reply = self._chat.ask(body, key)
+    def _fetch(self, body: dict[str, Any], key: str) -> Reply:
+        # Another time than the last is another request: a server must not repeat its answer.
+        reply = self._chat.ask(body, f"{key}-{self.journal.count(key)}")
         self.journal.append(
             {
                 "key": key,
@@ -86,20 +94,24 @@ class Requests:
             try:
                 reply = future.result()
             except NoAnswerError as error:
-                self._without_answer(ids, error)
+                for id in ids:
+                    self.outcome.fail(id, str(error))
+                self._count_failure(str(error))
                 continue
-            self._unanswered = 0
+            self._answered.add(key)
             self.outcome.counts["requests"] += 1
             self.outcome.counts.update(reply.usage)
             for id in ids:
                 self.outcome.take(id, reply.text, reply.problem, body["model"], "asked")
+            if reply.refused:
+                self._count_failure(str(reply.problem))
+            else:
+                self._failed_in_a_row = 0
 
-    def _without_answer(self, ids: list[int], error: NoAnswerError) -> None:
-        self._unanswered += 1
-        for id in ids:
-            self.outcome.fail(id, str(error))
-        if self._unanswered >= self.server.give_up_after:
+    def _count_failure(self, problem: str) -> None:
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= self.server.give_up_after:
             raise ServerError(
-                f"{self.server.address}: no answer to {self._unanswered} requests in a row, to the "
-                f"last: {error}; the same command goes on"
+                f"{self.server.address}: no answer to {self._failed_in_a_row} requests in a row, "
+                f"to the last: {problem}; the same command goes on"
             ) from None
