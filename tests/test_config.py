@@ -21,6 +21,8 @@ from deltarec.config import (
 )
 from deltarec.embeddings.policies import HashedRows
 from deltarec.job import Job
+from deltarec.text.encode import EncodeJob
+from deltarec.text.tokenise import TokeniseJob
 from tests.conftest import ROOT
 from tests.small_job import AROUND, CONFIG, small_job
 
@@ -296,6 +298,14 @@ def test_every_configuration_of_the_repository_loads(path: Path, tmp_path: Path)
     (tmp_path / "dumped.yaml").write_text(dump(job))
     assert load(Job, tmp_path / "dumped.yaml") == job
     assert len(path.read_text().splitlines()) < 100
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("movies.yaml", EncodeJob), ("movie_tokens.yaml", TokeniseJob)]
+)
+def test_every_job_of_text_loads(name: str, kind: type[Config]):
+    assert load(kind, ROOT / "configs/text" / name)
+    assert len(list(ROOT.glob("configs/text/*.yaml"))) == 2, "a new one has its line here"
 
 
 def test_the_small_job_loads_equal(tmp_path: Path):
