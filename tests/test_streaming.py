@@ -75,9 +75,14 @@ def test_the_plain_pipeline_goes_on_after_a_partition(data: Path, whole: Path):
     assert result(data / "plain")["stream"] == result(whole)["stream"]
 
 
-def test_does_not_depend_on_the_number_of_processes(data: Path, whole: Path):
-    run_ranks(3, fit, data / "three", stream_job(data))
-    mine, alone = logged(data / "three"), logged(whole)
+def test_does_not_depend_on_the_number_of_processes(data: Path):
+    """Without batch normalisation: a bias before it has a gradient of rounding errors alone, of
+    which Adam makes whole steps, and the running means of evaluation come after them.
+    """
+    job = stream_job(data, model__trunk={"name": "mlp", "hidden": [16], "dropout": 0.2})
+    for ranks in (1, 3):
+        run_ranks(ranks, fit, data / f"on_{ranks}", job)
+    mine, alone = logged(data / "on_3"), logged(data / "on_1")
     assert len(mine) == len(alone)
     for ours, theirs in zip(mine, alone, strict=True):
         assert {k: v for k, v in ours.items() if not isinstance(v, float)} == {
@@ -85,7 +90,7 @@ def test_does_not_depend_on_the_number_of_processes(data: Path, whole: Path):
         }
         for name in ("loss/click", "logloss", "calibration"):
             if name in theirs:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
 
 
 def test_partitions_are_in_the_order_of_time(tmp_path: Path):
@@ -107,13 +112,19 @@ def test_partitions_are_in_the_order_of_time(tmp_path: Path):
         partitions(str(tmp_path), ["."], None)
 
 
+UNWEIGHTED = {"kind": "ids", "column": "tags", "table": "scores"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"data__valid": ["valid"]}, "data.valid: leave it out"),
         ({"train__epochs": 2}, "a stream is trained on once"),
         ({"train__optimizer__schedule": {"name": "cosine"}}, "which a stream does not know"),
-        ({"balance": {"name": "pmtrec"}}, "balance: goes by the number of all steps, which a str"),
+        (
+            {"balance": {"name": "pmtrec"}, "features__scores": UNWEIGHTED},
+            "balance: goes by the num",
+        ),
         ({"balance": {"name": "rmtl", "gamma": 0.0}}, "balance: goes by the number of all steps"),
         ({"data__slices": {"seen": [3, 3]}}, "slices.seen: bounds must ascend"),
     ],

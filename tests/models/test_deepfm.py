@@ -27,8 +27,8 @@ def test_deepfm():
 @pytest.mark.parametrize(
     "dims,message",
     [
-        ((4, 8, 4), r"deepfm needs fields of one dimension, these have \[4, 8\]; give the tables"),
-        ((), "deepfm needs sparse features, there are none; choose another trunk"),
+        ((4, 8, 4), r"deepfm: needs fields of one dimension, these have \[4, 8\]; give the tables"),
+        ((), "name: deepfm: needs sparse features, there are none; choose another"),
     ],
 )
 def test_fields_without_a_common_dimension_are_refused(dims: tuple[int, ...], message: str):

@@ -34,7 +34,8 @@ class GroupedMLP(nn.Module):
                 self.norms.append(GroupedLayerNorm(width, num_groups))
             input_dim = width
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropouts = nn.ModuleList(Dropout(config.dropout) for _ in config.hidden)
+        dropouts = len(config.hidden) if config.dropout else 0
+        self.dropouts = nn.ModuleList(Dropout(config.dropout) for _ in range(dropouts))
         self.output_dim = input_dim
 
     def forward(self, x: Tensor, group: Tensor) -> Tensor:
@@ -44,7 +45,9 @@ class GroupedMLP(nn.Module):
             x = linear(x, groups)
             if self.norms:
                 x = self.norms[level](x, group)
-            x = self.dropouts[level](self.activation(x))
+            x = self.activation(x)
+            if self.dropouts:
+                x = self.dropouts[level](x)
         return x
 
 
