@@ -14,7 +14,7 @@ $(STAMP): setup.py requirements-cpu.txt requirements-cuda.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -r requirements-$(BUILD).txt
 	$(BIN)/pip install --quiet --no-deps torchrec==1.8.0
-	$(BIN)/pip install --quiet 'setuptools>=77' && $(BIN)/pip install --quiet --no-build-isolation -e '.[dev]' && $(BIN)/python -m deltarec_kernels
+	$(BIN)/pip install --quiet 'setuptools>=77' ninja && $(BIN)/pip install --quiet --no-build-isolation -e '.[dev]' && $(BIN)/python -m deltarec_kernels
 	$(BIN)/deltarec doctor
 	touch $@
 
