@@ -83,7 +83,6 @@ class Trainer:
             assigned,
             job.train.seed,
             self.checkpoints.snapshots.before_write,
-            self.network.shared_vectors() if self.assignments.agent else {},
         )
         self.model.register_forward_pre_hook(lambda _, inputs: self.fresh_rows(inputs[0]))
         kind = TrainPipelineSparseDist if job.train.pipeline == "sparse_dist" else TrainPipelineBase

@@ -15,6 +15,7 @@ from deltarec.assembly import open_reader
 from deltarec.data.batch import Fresh, Position
 from deltarec.distributed import process_group
 from deltarec.embeddings.agent import STATE, Agent, Critics
+from deltarec.embeddings.fresh_rows import first_vectors
 from deltarec.embeddings.identities import GIVEN
 from deltarec.embeddings.replay import Replay
 from deltarec.job import Job
@@ -175,21 +176,26 @@ def test_ablations_train(data: Path, tmp_path: Path, options: dict[str, Any]):
 
 
 def test_the_model_sees_a_mixture():
-    """x = p̃ e + (1 - p̃) αᵀS, with gradients for all four; hard, p̃ is 0 or 1."""
+    """x = αᵀS + p̃ r, with gradients for all four; hard, p̃ is 0 or 1."""
     torch.manual_seed(0)
     shared, rows = SharedRows(3, 4, 1.0), torch.randn(5, 4, requires_grad=True)
     actions = torch.rand(5, 4, requires_grad=True)
     found = shared(rows, actions)
     for row, action, x in zip(rows, actions, found, strict=True):
         z = sum(action[k] * shared.vectors[k] for k in range(3))
-        torch.testing.assert_close(x, action[3] * row + (1 - action[3]) * z)
+        torch.testing.assert_close(x, z + action[3] * row)
     found.sum().backward()
     z = actions[:, :3].detach() @ shared.vectors.detach()
-    assert actions.grad is not None
-    torch.testing.assert_close(actions.grad[:, 3], (rows.detach() - z).sum(1))
+    assert actions.grad is not None and rows.grad is not None and shared.vectors.grad is not None
+    torch.testing.assert_close(actions.grad[:, 3], rows.detach().sum(1))
+    torch.testing.assert_close(actions.grad[:, :3], shared.vectors.detach().sum(1).expand(5, 3))
+    torch.testing.assert_close(rows.grad, actions.detach()[:, 3:].expand(5, 4))
+    torch.testing.assert_close(
+        shared.vectors.grad, actions.detach()[:, :3].sum(0)[:, None].expand(3, 4)
+    )
     shared.hard = "always"
     kept = (actions[:, 3:] >= 0.5).float()
-    torch.testing.assert_close(shared(rows, actions), kept * rows + (1 - kept) * z)
+    torch.testing.assert_close(shared(rows, actions), z + kept * rows)
     shared.hard = "serving"
     assert not torch.equal(shared(rows, actions), shared.eval()(rows, actions))
 
@@ -203,15 +209,16 @@ def test_a_transition_has_its_rewards_states_and_gradients(data: Path, tmp_path:
     batch, logits, observed = kept[-1]
     records, keys = agent.replay.records[100:200], agent.replay.keys[100:200]
     order = batch.index.argsort()
-    states, actions, gradients, context, reward, _ = records.split(agent._parts, 1)
+    states, actions, gradients, context, error, reward, _ = records.split(agent._parts, 1)
     assert {*keys[:, 0].tolist()} == {*batch.index.tolist()}
     p = torch.stack([batch.identities[n].actions[:, -1] for n in ("user", "item")]).mean(0)
     labels, mask = batch.labels, batch.mask.float()
     y = logits.sigmoid()
     bce = -(labels * y.log() + (1 - labels) * (1 - y).log())
     wanted = -(bce * mask).sum(1) / mask.sum(1) - 0.1 * p
-    by_index = dict(zip(keys[:, 0].tolist(), reward[:, 0].tolist(), strict=True))
-    found = torch.tensor([by_index[i] for i in batch.index.tolist()])
+    by_index = dict(zip(keys[:, 0].tolist(), torch.cat([reward, error], 1), strict=True))
+    found = torch.stack([by_index[i] for i in batch.index.tolist()])
+    wanted = torch.stack([wanted, ((labels - y) * mask).sum(1) / mask.sum(1)], 1)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert context.shape[1] == sum(observed.context.shape[1:])
     assert gradients.abs().sum() > 0
@@ -231,8 +238,8 @@ def test_critics_learn_the_bellman_equation(data: Path):
         nn.init.normal_(critics.weights[-1])
     now, after = torch.rand(8, sum(agent._parts)), torch.rand(8, sum(agent._parts))
     now[:, -1] = torch.tensor([0.0, 1.0] * 4)
-    states, actions, _, context, reward, done = now.split(agent._parts, 1)
-    later, _, _, other, _, _ = after.split(agent._parts, 1)
+    states, actions, _, context, _, reward, done = now.split(agent._parts, 1)
+    later, _, _, other, *_ = after.split(agent._parts, 1)
     loss = torch.zeros(())
     for i in range(8):
         chosen = []
@@ -250,13 +257,13 @@ def test_critics_learn_the_bellman_equation(data: Path):
 
 
 def test_the_actor_climbs_the_critic_and_the_gradient(data: Path):
-    job = agent_job(data, embedding__agent={"bce": 0.5, "row_price": 0.2})
+    job = agent_job(data, embedding__agent={"bce": 0.5, "row_price": 0.2, "trust": 0.3})
     agent = agent_of(job)
     torch.manual_seed(1)
     for critics in (agent.critics, agent.slow_critics):
         nn.init.normal_(critics.weights[-1])
     now = torch.rand(8, sum(agent._parts))
-    states, _, gradients, context, _, _ = now.split(agent._parts, 1)
+    states, taken, gradients, context, *_ = now.split(agent._parts, 1)
     loss = torch.zeros(())
     for i in range(8):
         chosen = []
@@ -266,7 +273,8 @@ def test_the_actor_climbs_the_critic_and_the_gradient(data: Path):
         a = torch.cat(chosen)
         q = agent.critics(torch.cat([states[i], a, context[i]])[None])[0, 0]
         kept = sum(own[-1] for own in chosen) / len(chosen)
-        loss = loss + (-q + 0.5 * (gradients[i] @ a + 0.2 * kept)) / 8
+        bce = gradients[i] @ a + 0.3 / 2 * (a - taken[i]).square().sum()
+        loss = loss + (-q + 0.5 * (bce + 0.2 * kept)) / 8
     wanted = torch.autograd.grad(loss, list(agent.actor.parameters()), allow_unused=True)
     frozen = [p.clone() for p in agent.critics.parameters()]
     assert agent._learn_actor(now) == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -333,18 +341,24 @@ def test_the_replay_keeps_the_newest():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_row_starts_from_the_shared_vectors(data: Path, tmp_path: Path, precision: str):
-    mine = trainer(agent_job(data, precision), tmp_path / "run")
-    vectors = mine.network.shared_vectors()["user"]
-    weights = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("start", ["shared", "random"])
+def test_a_row_starts_from_nothing(data: Path, tmp_path: Path, precision: str, start: str):
+    """So that an id is what the shared vectors make of it; unless it shall start at random."""
+    tables = {
+        "user": TABLES["user"] | {"assignment": TABLES["user"]["assignment"] | {"start": start}}
+    }
+    job = agent_job(data, precision, embedding__tables__user=tables["user"])
+    mine = trainer(job, tmp_path / "run")
     reader = open_reader(mine.job, "train", mine.device, partition=PARTITION)
     batch = next(reader.read(Position(), 1))
-    batch.fresh["user"] = Fresh(torch.tensor([5, 9]), torch.tensor([7, 8]), weights)
+    rows, ids = torch.tensor([5, 9]), torch.tensor([7, 8])
+    batch.fresh["user"] = Fresh(rows, ids)
     mine.fresh_rows(batch)
-    wanted = weights @ vectors.detach()
-    found = mine.fresh_rows._local["user"].read(torch.tensor([5, 9]))
-    step = mine.job.embedding.resolved()["user"].quantisation
-    error = 1e-6 if step is None else step.initial_step
+    table = job.embedding.resolved()["user"]
+    std = 0.0 if start == "shared" else table.init_std
+    wanted = first_vectors("user", ids, table.dim, std, job.train.seed)
+    found = mine.fresh_rows._local["user"].read(rows)
+    error = 0.0 if table.quantisation is None or not std else table.quantisation.initial_step
     torch.testing.assert_close(found, wanted, rtol=0, atol=error)
     norms = mine.fresh_rows.norms("user", torch.tensor([9, 5]))
     torch.testing.assert_close(norms, found.flip(0).norm(dim=1))

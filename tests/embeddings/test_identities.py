@@ -30,10 +30,11 @@ def alone() -> Iterator[None]:
 
 
 class Oracle:
-    """In place of an agent: p rises with the sightings and falls with the loss."""
+    """In place of an agent: p rises with the sightings and the error, and falls with the loss."""
 
     def act(self, table: str, states: Tensor) -> Tensor:
-        p = torch.sigmoid(2 * states[:, :1] - states[:, 2:3] - 3 * states[:, 4:5] + states[:, 5:6])
+        weights = torch.tensor([2.0, 0, -1, 0, -3, 2, 1, 0])
+        p = torch.sigmoid(states @ weights)[:, None]
         alpha = torch.softmax(states[:, :SHARED], 1)
         return torch.cat([alpha, p], 1)
 
@@ -58,6 +59,10 @@ def loss_of(key: int) -> float:
     return (key % 7) / 7
 
 
+def error_of(key: int) -> float:
+    return (key % 5) / 5 - 0.4
+
+
 class Plain:
     """The same by dictionaries, with room to know every id."""
 
@@ -71,47 +76,44 @@ class Plain:
         self.step = 0
         self._free_rows()
 
-    def state(self, key: int, as_promoted: bool = False) -> Tensor:
+    def state(self, key: int) -> Tensor:
         if key not in self.known:
-            return torch.zeros(7)
+            return torch.zeros(8)
         k = self.known[key]
         ages = [self.step - k["last"], self.step - k["first"]]
         logs = torch.tensor([k["count"], k["recent"], *ages]).float().log1p()
-        has_row = float(key in self.rows or as_promoted)
-        return torch.cat([logs, torch.tensor([k["loss"], k["norm"], has_row])])
+        has_row = float(key in self.rows)
+        return torch.cat([logs, torch.tensor([k["loss"], k["error"], k["norm"], has_row])])
 
     def p(self, state: Tensor) -> float:
         return float(Oracle().act("item", state[None])[0, -1])
 
     def assign(self, batch: list[int]) -> dict[int, int]:
-        as_promoted = {key: self.state(key, as_promoted=True) for key in batch}
+        before = {key: self.state(key) for key in batch}
         self.step += 1
         for key in sorted(set(batch), key=reference.mix):
-            new = {"count": 0, "recent": 0, "first": self.step, "loss": 0.0, "norm": 0.0}
-            is_new = key not in self.known
-            known = self.known.setdefault(key, new)
+            new = dict.fromkeys(("count", "recent", "loss", "error", "norm"), 0.0)
+            known = self.known.setdefault(key, new | {"first": self.step})
             known["last"] = self.step
             known["count"] += batch.count(key)
             known["recent"] += batch.count(key)
             if key in self.rows or known["count"] < self.policy.admit_after:
                 continue
-            asked = torch.zeros(7) if is_new else as_promoted[key]
-            asked[-1] = 1
             bucket = reference.bucket(key, BUCKETS)
-            if self.p(asked) < self.policy.promote_at:
+            if self.p(before[key]) < self.policy.promote_at:
                 continue
             if self.free[bucket]:
                 self.rows[key] = self.free[bucket].pop(0)
-                self.retention[key] = self.p(asked)
+                self.retention[key] = self.p(before[key])
         return {key: self.rows.get(key, -1) for key in batch}
 
     def tell(self, keys: list[int]) -> None:
         for key in set(keys):
             known, kept = self.known[key], 0.9 ** keys.count(key)
-            new = known["loss"] != 0
-            known["loss"] = (
-                kept * known["loss"] + (1 - kept) * loss_of(key) if new else loss_of(key)
-            )
+            if known["loss"] == 0:
+                kept = 0.0
+            known["loss"] = kept * known["loss"] + (1 - kept) * loss_of(key)
+            known["error"] = kept * known["error"] + (1 - kept) * error_of(key)
 
     def review(self) -> None:
         average = self.policy.average
@@ -155,7 +157,8 @@ def rows_of(found: Tensor) -> list[int]:
 
 def end_partition(mine: Identities, told: list[int]) -> None:
     ids = torch.tensor(told, dtype=torch.int64)
-    mine.tell(ids, torch.tensor([loss_of(key) for key in told]))
+    outcomes = [(loss_of(key), error_of(key)) for key in told]
+    mine.tell(ids, torch.tensor(outcomes).view(-1, 2))
     mine.review(norms)
 
 
@@ -189,7 +192,7 @@ def test_lives_are_those_of_plain_dictionaries(
             wanted = plain.assign(batch)
             assert rows_of(found) == [wanted[key] for key in batch]
             new = {row: key for key, row in plain.rows.items() if before.get(key) != row}
-            given = {} if fresh is None else dict(zip(*map(Tensor.tolist, fresh[:2]), strict=True))
+            given = {} if fresh is None else dict(zip(*map(Tensor.tolist, fresh), strict=True))
             assert given == new
         told = [key for batch in partition for key in batch]
         end_partition(mine, told)
@@ -199,7 +202,7 @@ def test_lives_are_those_of_plain_dictionaries(
         found = mine.find(torch.tensor(known))
         assert rows_of(found) == [plain.rows.get(key, -1) for key in known]
         states = torch.stack([plain.state(key) for key in known])
-        torch.testing.assert_close(found[:, 1:8], states, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found[:, 1:9], states, rtol=1e-6, atol=1e-6)
         p = Oracle().act("item", states)[:, -1] * states[:, -1]
         torch.testing.assert_close(found[:, -1], p, rtol=1e-5, atol=1e-6)
 

@@ -32,8 +32,6 @@ class Fresh(NamedTuple):
     """Int64 `[new]`, counted from the rank's first."""
     ids: Tensor
     """Int64 `[new]`, the raw ids."""
-    weights: Tensor | None = None
-    """Float32 `[new, K]`, of the shared vectors that the rows start from; at random without."""
 
 
 class Identities(NamedTuple):

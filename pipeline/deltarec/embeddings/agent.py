@@ -8,23 +8,26 @@ our reconstruction of that; RMTL (Liu et al., 2023), of the same first author, g
 Of an id i the agent sees the state (`identities.py` keeps what it is made of)
 
     s = [log(1 + sightings), log(1 + recent sightings), log(1 + steps since the last),
-         log(1 + steps since the first), moving average of the loss, |e_i|, has a row]
+         log(1 + steps since the first), moving averages of the loss and of label - prediction,
+         |r_i|, has a row]
 
-and the actor, a trunk that all fields share with two heads for each field f, finds
+and the actor, a trunk that all fields share with two heads for each field f, finds of all but the
+last of these
 
     h = trunk(s, v_f)     α = softmax(W_f h)     p = sigmoid(w_f · h)
 
-The model then sees `p̃ e_i + (1 - p̃) αᵀS_f`, with p̃ = p if i has a row of its own, else 0
+The model then sees `αᵀS_f + p̃ r_i`, with p̃ = p if i has a row r_i of its own, else 0
 (`layers/shared_rows.py`). A sample is a transition of its user: its states and actions are those of
 its ids, its reward is `-BCE - β mean_f p̃_f`, and the next one is the user's next sample of the
 partition, or none. After each partition
 
     critics   (Q_j(s, a) - [r + γ (1 - done) min_j Q'_j(s', μ'(s') + noise)])²      j = 1, 2
-    actor     -Q_1(s, μ(s)) + λ [g · μ(s) + β mean_f p̃_f]                         g = ∂BCE/∂a
+    actor     -Q_1(s, μ(s)) + λ [g · μ(s) + c/2 |μ(s) - a|² + β mean_f p̃_f]       g = ∂BCE/∂a
     slow      Q' ← Q' + τ (Q - Q'),   μ' ← μ' + τ (μ - μ')
 
 are minimised on a replay of such transitions. In the partition the actor is frozen, so λ's term,
-BCE through the soft path, is its first order: g was found by the model's own backward.
+BCE through the soft path, is its first order, as far as it can be trusted: g was found by the
+model's own backward, at a.
 
 All of it is the same on all ranks: they gather the transitions and learn alike.
 """
@@ -45,7 +48,7 @@ from deltarec.embeddings.policies import AgentConfig, AutoAssign, autoassigned
 from deltarec.embeddings.replay import Replay
 from deltarec.embeddings.tables import TableSpec
 
-STATE = 7
+STATE = 8
 """Numbers of a state."""
 HAS_ROW = STATE - 1
 """The last one of them."""
@@ -65,7 +68,7 @@ class Actor(nn.Module):
         super().__init__()
         self.fields = nn.ParameterDict({name: torch.randn(FIELD) for name in shared})
         self.trunk = nn.Sequential(
-            nn.Linear(STATE + FIELD, HIDDEN[0]),
+            nn.Linear(HAS_ROW + FIELD, HIDDEN[0]),
             nn.ReLU(),
             nn.Linear(HIDDEN[0], HIDDEN[1]),
             nn.ReLU(),
@@ -75,11 +78,11 @@ class Actor(nn.Module):
             nn.init.constant_(head.bias[-1:], 2.0)  # pyright: ignore  # p is .9 at first
 
     def forward(self, table: str, states: Tensor) -> Tensor:
-        """α and p, `[n, K + 1]`, of states `[n, 7]`; p as if every id had a row."""
+        """α and p, `[n, K + 1]`, of states `[n, 8]`; p as if every id had a row."""
         first, *rest = self.trunk
         # v_f is the same for all: its product with the weights is a bias.
-        bias = F.linear(self.fields[table], first.weight[:, STATE:], first.bias)  # pyright: ignore
-        h = F.linear(states, first.weight[:, :STATE], bias)  # pyright: ignore
+        bias = F.linear(self.fields[table], first.weight[:, HAS_ROW:], first.bias)  # pyright: ignore
+        h = F.linear(states[:, :HAS_ROW], first.weight[:, :HAS_ROW], bias)  # pyright: ignore
         for layer in rest:
             h = layer(h)
         found = self.heads[table](h)
@@ -142,8 +145,8 @@ class Agent:
         sizes = [self.policies[table].shared + 1 for table in self.tables.values()]
         context = sum(context_features(schema, tables, self.policies)) + len(schema.dense)
         states = STATE * len(sizes)
-        self._parts = [states, sum(sizes), sum(sizes), context, 1, 1]
-        """Of a transition: states, actions, their gradients, context, reward, done."""
+        self._parts = [states, sum(sizes), sum(sizes), context, 1, 1, 1]
+        """Of a transition: states, actions, their gradients, context, error, reward, done."""
         self._sizes = sizes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -192,7 +195,9 @@ class Agent:
         labels, mask = batch.labels[:real, self.binary], batch.mask[:real, self.binary]
         logits = logits[:real, self.binary].float().cpu()
         bce = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        loss = (bce * mask).sum(1) / mask.sum(1).clamp(min=1)
+        present = mask.sum(1).clamp(min=1)
+        loss = (bce * mask).sum(1) / present
+        error = ((labels - logits.sigmoid()) * mask).sum(1) / present
         actions = [batch.identities[name].actions for name in fields]
         scale = batch.num_samples / world_size()  # the loss was a mean
         gradients = [_gradient(observed.actions[name]).cpu() * scale for name in fields]
@@ -203,6 +208,7 @@ class Agent:
                 *actions,
                 *gradients,
                 observed.context[:real].cpu(),
+                error.unsqueeze(1),
                 -(loss + price).unsqueeze(1),
                 loss.new_ones(real, 1),
             ],
@@ -213,13 +219,14 @@ class Agent:
         self.replay.append(*_of_all_ranks(found, torch.stack(keys, 1), len(batch.index)))
         self.counters[2] += 1
 
-    def losses(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Of this partition's samples: ids `[n]` by feature, and losses `[n]`."""
+    def outcomes(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Of this partition's samples: ids `[n]` by feature; losses and errors `[n, 2]`."""
         records, keys = self.replay.block()
-        *_, actions, _, _, reward, _ = records.split(self._parts, 1)
+        _, actions, _, _, error, reward, _ = records.split(self._parts, 1)
         paid = torch.stack([a[:, -1] for a in actions.split(self._sizes, 1)]).mean(0)
         losses = -reward[:, 0] - paid * self.config.row_price
-        return {name: keys[:, 2 + i] for i, name in enumerate(self.tables)}, losses
+        outcomes = torch.stack([losses, error[:, 0]], 1)
+        return {name: keys[:, 2 + i] for i, name in enumerate(self.tables)}, outcomes
 
     def learn(self) -> None:
         """Learn from the replay, after a partition."""
@@ -279,11 +286,11 @@ class Agent:
         self.replay.write_block(records, keys)
 
     def _learn_critics(self, now: Tensor, after: Tensor, draw: torch.Generator) -> float:
-        states, actions, _, context, reward, done = now.split(self._parts, 1)
+        states, actions, _, context, _, reward, done = now.split(self._parts, 1)
         target = reward[:, 0]
         if self.config.gamma:
             with torch.no_grad():
-                later, _, _, other, _, _ = after.split(self._parts, 1)
+                later, _, _, other, *_ = after.split(self._parts, 1)
                 bits = torch.randint(2**62, (len(now),), generator=draw)
                 chosen = self._policy(self.slow_actor, later, bits)
                 found = self.slow_critics(torch.cat([later, chosen, other], 1)).amin(0)
@@ -294,7 +301,7 @@ class Agent:
         return float(loss.detach())
 
     def _learn_actor(self, now: Tensor) -> float:
-        states, _, gradients, context, _, _ = now.split(self._parts, 1)
+        states, taken, gradients, context, *_ = now.split(self._parts, 1)
         actions = self._policy(self.actor, states)
         loss = actions.new_zeros(())
         if self.config.critic:
@@ -303,8 +310,9 @@ class Agent:
             self.critics.requires_grad_(True)
         if self.config.bce:
             kept = torch.stack([a[:, -1] for a in actions.split(self._sizes, 1)]).mean()
-            first_order = (gradients * actions).sum(1).mean()
-            loss = loss + self.config.bce * (first_order + self.config.row_price * kept)
+            moved = actions - taken
+            bce = (gradients * actions + self.config.trust / 2 * moved.square()).sum(1).mean()
+            loss = loss + self.config.bce * (bce + self.config.row_price * kept)
         _minimise(loss, self._actor_optimizer)
         return float(loss.detach())
 

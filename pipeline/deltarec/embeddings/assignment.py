@@ -186,12 +186,12 @@ class Assignments(nn.Module):
         if self.agent is None:
             return
         assert not self._ahead
-        ids, losses = self.agent.losses()
+        ids, outcomes = self.agent.outcomes()
         self.agent.learn()
         for name, owned in self.owned.items():
             if isinstance(owned, Identities):
                 for feature in (f for f in self.features[name] if f in ids):
-                    owned.tell(ids[feature], losses)
+                    owned.tell(ids[feature], outcomes)
                 owned.review(lambda rows, name=name: norms(name, rows))
 
     @contextmanager

@@ -14,6 +14,7 @@ from torchrec.distributed.batched_embedding_kernel import (
 )
 
 from deltarec.data.batch import Batch
+from deltarec.embeddings.policies import OwnRows
 from deltarec.embeddings.quantised_collections import lookup_modules
 from deltarec.embeddings.quantised_kernel import QuantisedKernel, table_key
 from deltarec.embeddings.tables import TableSpec
@@ -47,7 +48,6 @@ class FreshRows:
         tables: those whose rows are assigned, row-wise sharded.
         seed: of the first vectors.
         before_write: is told of the tensors and rows that are about to change.
-        shared: of tables whose ids share vectors, these: `[K, dim]`.
     """
 
     def __init__(
@@ -56,23 +56,20 @@ class FreshRows:
         tables: Mapping[str, TableSpec],
         seed: int,
         before_write: Callable[[Sequence[Tensor], Tensor], None],
-        shared: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.tables = tables
         self.seed = seed
         self.before_write = before_write
-        self.shared = shared or {}
         self._local = dict(_local_tables(model, tables, seed)) if tables else {}
 
     def __call__(self, batch: Batch) -> None:
         """Write first vectors and clear states."""
-        for name, (rows, ids, weights) in batch.fresh.items():
+        for name, (rows, ids) in batch.fresh.items():
             table, local = self.tables[name], self._local[name]
             device = local.tensors[0].device
-            if weights is None:
-                vectors = first_vectors(name, ids, table.dim, table.init_std, self.seed)
-            else:
-                vectors = weights.to(device) @ self.shared[name].detach()
+            assert isinstance(table.assignment, OwnRows)
+            std = table.assignment.first_std(table.init_std)
+            vectors = first_vectors(name, ids, table.dim, std, self.seed)
             rows, vectors = rows.to(device), vectors.to(device)
             self.before_write(local.tensors, rows)
             with torch.no_grad():

@@ -6,7 +6,7 @@ places than rows, and places are assigned by LFU (`deltarec_kernels.assign`); ro
 
     absent     -> known      first sighting: the id is what the shared vectors make of its state
     known      -> promoted   seen `admit_after` times, p >= `promote_at`, and a row is free: the row
-                             starts from αᵀS, its optimiser from nothing
+                             and its optimiser start from nothing, so that the id is still αᵀS
     promoted   -> known      after a partition: the moving average of p is below `evict_below`, or
                              it is the next by `evict` and room must be made
     any        -> absent     the place is needed for another id
@@ -29,12 +29,12 @@ from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels import Change, IdMap, buckets_of, deduplicate
 from deltarec_kernels.splitmix import mix64
 
-LOSS_KEPT = 0.9
-"""Of the moving average of an id's loss, at each of its samples."""
+OUTCOMES_KEPT = 0.9
+"""Of the moving averages of an id's loss and error, at each of its samples."""
 RECENT_KEPT = 0.5
 """Of the count of recent sightings, at the end of each partition."""
 FIRST, ROW = 0, 1
-RECENT, LOSS, NORM, RETENTION = 0, 1, 2, 3
+RECENT, LOSS, ERROR, NORM, RETENTION = 0, 1, 2, 3, 4
 FREE, GIVEN, TAKEN = 0, 1, 2
 
 
@@ -59,8 +59,8 @@ class Identities:
     Attributes:
         marks: int32 `[places here, 2]`: the step of the first sighting, and the row, counted from
             the bucket's first, or -1.
-        traces: float32 `[places here, 4]`: recent sightings; the moving averages of loss and
-            retention; the norm of the row when the last partition ended.
+        traces: float32 `[places here, 5]`: recent sightings; the moving averages of loss and error;
+            the norm of the row when the last partition ended; the moving average of retention.
         free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket, counted
             likewise.
         counts: int64 `[buckets here, 3]`: free rows; rows given and taken so far.
@@ -83,7 +83,7 @@ class Identities:
         kernel_policy = self.policy.for_kernels()
         self.map = IdMap(buckets, first, self.buckets_here, places, 0, kernel_policy)
         self.marks = torch.full((self.buckets_here * places, 2), -1, dtype=torch.int32)
-        self.traces = torch.zeros(self.buckets_here * places, 4)
+        self.traces = torch.zeros(self.buckets_here * places, 5)
         self.counts = torch.zeros(self.buckets_here, 3, dtype=torch.int64)
         self.free = torch.zeros(self.buckets_here, self.capacity, dtype=torch.int32)
         self._stack_free_rows()
@@ -110,21 +110,13 @@ class Identities:
         wants = self.marks[places, ROW] < 0
         wants &= self.map.uses[places, 0] >= self.policy.admit_after
         known = known[wants]
-        asked = states[known]
-        asked[:, HAS_ROW] = 1  # would it keep a row if it had one?
-        actions = self.agent.act(self.table.name, torch.cat([states, asked]))
-        actions, if_promoted = actions[: len(ids)], actions[len(ids) :]
-        keeps = (if_promoted[:, -1] >= self.policy.promote_at).nonzero()[:, 0]
+        actions = self.agent.act(self.table.name, states)
+        keeps = known[actions[known, -1] >= self.policy.promote_at]
         hashes = mix64(ids)
-        keeps = keeps[self._promote(hashes[known[keeps]], done.rows[known[keeps]])]
-        fresh = None
-        if len(keeps):
-            new, chosen = known[keeps], if_promoted[keeps]
-            states[new, HAS_ROW] = 1
-            actions[new] = chosen
-            self.traces[done.rows[new], RETENTION] = chosen[:, -1]
-            weights = chosen[:, :-1] if self.policy.start == "shared" else None
-            fresh = Fresh(self.rows(done.rows[new]), ids[new], weights)
+        new = keeps[self._promote(hashes[keeps], done.rows[keeps])]
+        states[new, HAS_ROW] = 1
+        self.traces[done.rows[new], RETENTION] = actions[new, -1]
+        fresh = Fresh(self.rows(done.rows[new]), ids[new]) if len(new) else None
         step = self.map.summaries[0, 0]
         self.agent.explore(self.table.name, actions, mix64(hashes + step))
         return self._answer(done.rows, states, actions)[inverse], fresh, back
@@ -133,30 +125,31 @@ class Identities:
         """What stands for ids that belong here, int64 `[n]`; nothing changes.
 
         Returns:
-            Float32 `[n, 1 + 7 + K + 1]`: the bits of the row, int32, or -1; state; action.
+            Float32 `[n, 1 + 8 + K + 1]`: the bits of the row, int32, or -1; state; action.
         """
         places = self.map.find(ids)
         states = self._states(places)
         return self._answer(places, states, self.agent.act(self.table.name, states))
 
-    def tell(self, ids: Tensor, losses: Tensor) -> None:
-        """Let the ids know the losses of a partition's samples.
+    def tell(self, ids: Tensor, outcomes: Tensor) -> None:
+        """Let the ids know the losses and errors of a partition's samples.
 
         Args:
             ids: int64 `[n]`, of all ranks.
-            losses: float32 `[n]`.
+            outcomes: float32 `[n, 2]`.
         """
         bucket = buckets_of(ids, self.policy.buckets) - self.map.first_bucket
         here = (bucket >= 0) & (bucket < self.buckets_here)
         distinct, inverse, counts = deduplicate(ids[here])
-        sums = torch.zeros(len(distinct)).index_add_(0, inverse, losses[here])
+        sums = torch.zeros(len(distinct), 2).index_add_(0, inverse, outcomes[here])
         places = self.map.find(distinct)
         known = places >= 0
-        places, means = places[known], (sums / counts)[known]
-        before = self.traces[places, LOSS]
-        kept = LOSS_KEPT ** counts[known]
-        # 0 is for those whose loss was never known.
-        self.traces[places, LOSS] = torch.where(before == 0, means, torch.lerp(means, before, kept))
+        places, means = places[known], (sums / counts[:, None])[known]
+        before = self.traces[places, LOSS : ERROR + 1]
+        kept = OUTCOMES_KEPT ** counts[known, None]
+        # A loss of 0 is for those of whom nothing was known.
+        found = torch.where(before[:, :1] == 0, means, torch.lerp(means, before, kept))
+        self.traces[places, LOSS : ERROR + 1] = found
 
     def review(self, norms: Callable[[Tensor], Tensor]) -> None:
         """Evict after a partition, and see to what is only known then.
@@ -221,7 +214,7 @@ class Identities:
         return self.map.num_bytes + sum(tensor.nbytes for tensor in own)
 
     def _states(self, places: Tensor) -> Tensor:
-        """What the agent sees of ids, float32 `[n, 7]`; zeros for places of -1."""
+        """What the agent sees of ids, float32 `[n, 8]`; zeros for places of -1."""
         known, at = places >= 0, places.clamp(min=0)
         uses, marks, traces = self.map.uses[at], self.marks[at], self.traces[at]
         ages = self.map.summaries[0, 0] - torch.stack([uses[:, 2], marks[:, FIRST]], 1)

@@ -47,6 +47,10 @@ class OwnRows(Config):
                 f"{num_ranks * -(-24 // num_ranks)}"
             )
 
+    def first_std(self, init_std: float) -> float:
+        """The deviation of the vectors that rows start from; as the table's, if not said."""
+        return init_std
+
     def for_kernels(self) -> Policy:
         """The same policy of our own kernels."""
         raise NotImplementedError
@@ -107,11 +111,16 @@ class AutoAssign(OwnRows):
     """An id can get a row when it is seen so often; before that, it is what the shared vectors make
     of it."""
     shared: int = Field(default=16, gt=0)
-    """Vectors that the ids without a row share; 1 is a row for all unknown ids."""
+    """Vectors that the ids share, of which those without a row are mixtures; 1 is a row for all
+    unknown ids."""
+    shared_std: float | None = Field(default=None, gt=0)
+    """The deviation of the normal distribution that they start from; the table's `init_std` if not
+    given."""
     hard: Literal["never", "serving", "always"] = "never"
-    """When an id is seen by its own row or by the shared vectors alone, whichever counts more."""
+    """When an id's own row counts whole or not at all, whichever is nearer."""
     start: Literal["shared", "random"] = "shared"
-    """Whether a row starts from what the shared vectors make of the id, or at random."""
+    """Whether an id with a new row is still what the shared vectors make of it, the row being zero,
+    or the row starts at random."""
     retention: Literal["agent", "frequency"] = "agent"
     """Whether the agent says how much an id's own row counts, and so whether it keeps it; or it
     counts alone, and ids keep their rows while there is room."""
@@ -126,6 +135,10 @@ class AutoAssign(OwnRows):
     longest ago, or least often."""
     reserve: float = Field(default=0.1, gt=0, le=1)
     """This share of the rows is free after each partition, for the ids of the next."""
+
+    def first_std(self, init_std: float) -> float:
+        """Rows are what is added to the shared vectors' mixture: 0, unless they start at random."""
+        return init_std if self.start == "random" else 0.0
 
     def for_kernels(self) -> Policy:
         """Of what the agent knows of ids, not of their rows."""
@@ -142,11 +155,13 @@ class AgentConfig(Config):
     """Whether there are critics; without them the actor learns of the loss's gradient alone."""
     bce: float = Field(default=10.0, ge=0)
     """λ, the weight of the loss's gradient in the actor's."""
+    trust: float = Field(default=1.0, ge=0)
+    """c, what holds the actor to the actions that the gradient was taken at."""
     row_price: float = Field(default=0.001, ge=0)
     """β, what a row costs, in units of the loss; the higher, the fewer ids keep rows."""
     noise: float = Field(default=0.02, ge=0, le=1)
     """How far actions in training are from the actor's."""
-    actor_lr: float = Field(default=1e-4, gt=0)
+    actor_lr: float = Field(default=1e-3, gt=0)
     critic_lr: float = Field(default=1e-3, gt=0)
     follow: float = Field(default=0.2, gt=0, le=1)
     """τ, how far the slow copies go after actor and critics at every second update."""

@@ -11,7 +11,7 @@ Hard = Literal["never", "serving", "always"]
 
 
 class SharedRows(nn.Module):
-    """Makes of an id's own row e what the model sees: `p̃ e + (1 - p̃) αᵀS`.
+    """Makes of an id's own row r what the model sees: `αᵀS + p̃ r`.
 
     Args:
         count: K, the vectors of S.
@@ -31,4 +31,4 @@ class SharedRows(nn.Module):
         weights, kept = actions[:, :-1], actions[:, -1:]
         if self.hard == "always" or (self.hard == "serving" and not self.training):
             kept = (kept.detach() >= 0.5).to(kept) + (kept - kept.detach())
-        return torch.lerp(weights @ self.vectors, rows, kept)
+        return torch.addcmul(weights @ self.vectors, rows, kept)

@@ -282,10 +282,6 @@ class Network(nn.Module):
         """The terms of the tasks' losses; as in `TaskHeads.losses`."""
         return self.heads.losses(columns, labels, mask)
 
-    def shared_vectors(self) -> dict[str, Tensor]:
-        """What the ids of a table share that have no row, `[K, dim]`, by table."""
-        return {name: shared.vectors for name, shared in self.shared.items()}  # pyright: ignore
-
     def own_parameters(self) -> list[nn.Parameter]:
         """The parameters that one task alone reaches."""
         return reached_by_one_task(self.heads, len(self.schema.tasks), self.scenario.output_dim)
