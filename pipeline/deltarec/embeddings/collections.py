@@ -170,12 +170,7 @@ def shared_rows(tables: Mapping[str, TableSpec]) -> nn.ModuleDict:
     """The vectors that ids without a row share, by table."""
     return nn.ModuleDict(
         {
-            name: SharedRows(
-                policy.shared,
-                tables[name].dim,
-                policy.shared_std or tables[name].init_std,
-                policy.hard,
-            )
+            name: SharedRows(policy.shared, tables[name].dim, tables[name].init_std, policy.hard)
             for name, policy in autoassigned(tables).items()
         }
     )

@@ -113,9 +113,6 @@ class AutoAssign(OwnRows):
     shared: int = Field(default=16, gt=0)
     """Vectors that the ids share, of which those without a row are mixtures; 1 is a row for all
     unknown ids."""
-    shared_std: float | None = Field(default=None, gt=0)
-    """The deviation of the normal distribution that they start from; the table's `init_std` if not
-    given."""
     hard: Literal["never", "serving", "always"] = "never"
     """When an id's own row counts whole or not at all, whichever is nearer."""
     start: Literal["shared", "random"] = "shared"
