@@ -58,12 +58,17 @@ def write_data(folder: Path, samples: int, num_tasks: int) -> None:
 
 
 def job(folder: Path, method: str, num_tasks: int, batch_size: int) -> Job:
-    dense = {"name": "sgd"} if method == "adatask" else {"name": "adam"}
+    dense, fused = {"name": "adam"}, {"name": "rowwise_adagrad"}
+    if method == "adatask":  # is itself the optimiser
+        dense = fused = {"name": "sgd"}
     tree = {
         "data": {"source": str(folder)},
         "features": {name: {"kind": "id"} for name in FIELDS},
         "tasks": {f"task{k}": {} for k in range(num_tasks)},
-        "embedding": {"tables": {name: {"rows": ROWS} for name in FIELDS}},
+        "embedding": {
+            "tables": {name: {"rows": ROWS} for name in FIELDS},
+            "optimizer": {**fused, "lr": 0.05},
+        },
         "model": {
             "trunk": {"name": "mlp", "hidden": [256, 128]},
             "heads": {"name": "mmoe", "experts": 4, "hidden": [64], "tower": [32]},

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from deltarec.balancing import BALANCERS
+from deltarec.balancing.adatask import AdaTask
 from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.equal import Equal
 from deltarec.balancing.pmtrec import PMTRec
@@ -217,7 +218,7 @@ class Job(Config):
         """Whether the balancing method sees the tasks' gradients of the tables' rows."""
         method = BALANCERS[self.balance.name]  # pyright: ignore
         by_gradients = self.model.pair is not None and issubclass(method, GradientBalancer)
-        return len(self.tasks) > 1 and (method is PMTRec or by_gradients)
+        return len(self.tasks) > 1 and (method in (PMTRec, AdaTask) or by_gradients)
 
     @property
     def measured(self) -> dict[str, Kind]:

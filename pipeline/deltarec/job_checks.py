@@ -12,6 +12,8 @@ from deltarec.balancing.periods import PeriodConfig
 from deltarec.balancing.pmtrec import PMTRec
 from deltarec.balancing.rmtl import RMTL
 from deltarec.data.schema import IdFeature, IdListFeature, Schema, SequenceFeature, Task
+from deltarec.embeddings.policies import OwnRows
+from deltarec.embeddings.tables import TableSpec
 from deltarec.metrics import METRICS
 from deltarec.models import TEXT_ADAPTORS
 from deltarec.models.roles import GraphConfig
@@ -401,12 +403,29 @@ def _check_balance(job: "Job") -> None:
             "train.optimizer: balance adatask makes Adam's update at every batch; leave "
             "'accumulate' and 'clip_norm' out"
         )
-    for name, table in job.embedding.tables.items():
-        if table.sharding == "data_parallel":
-            raise ValueError(
-                f"embedding.tables.{name}.sharding: 'data_parallel' leaves the table to the "
-                "dense optimiser, which balance adatask makes plain sgd; choose another"
-            )
+    for name, table in job.embedding.resolved().items():
+        if table.frozen is None:
+            _check_adatask_table(name, table)
+
+
+def _check_adatask_table(name: str, table: TableSpec) -> None:
+    if table.sharding == "data_parallel":
+        raise ValueError(
+            f"embedding.tables.{name}.sharding: 'data_parallel' leaves the table to the "
+            "dense optimiser, which balance adatask makes plain sgd; choose another"
+        )
+    optimizer = table.optimizer.name  # pyright: ignore
+    if optimizer != "sgd":
+        raise ValueError(
+            f"embedding.tables.{name}.optimizer.name: got '{optimizer}', which would divide the "
+            "sum of what balance adatask has divided by row and task; only 'sgd' hands that on, "
+            "so set it, or embedding.optimizer for all tables"
+        )
+    if isinstance(table.assignment, OwnRows):
+        raise ValueError(
+            f"embedding.tables.{name}.assignment: balance adatask keeps a state by row and task, "
+            "which would outlive the id that had the row; take 'table' or 'hash'"
+        )
 
 
 def _check_periods(job: "Job", balance: PeriodConfig) -> None:

@@ -9,7 +9,7 @@ from tests.balancing.small_problem import balancer, random_gradients
 def test_by_feature_and_parameter_over_several_steps(one_process: torch.device):
     method = balancer("metabalance", "ab")
     parameter = torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    method.prepare(["x", "y"], [parameter], [])
+    method.prepare(["x", "y"], {"x": 5, "y": 5}, [parameter], [])
     means = torch.zeros(3, 2).double()
     for step in range(3):
         vectors = torch.zeros(5, 6, dtype=torch.float64, requires_grad=True)  # x has 2 columns
@@ -33,7 +33,7 @@ def test_by_feature_and_parameter_over_several_steps(one_process: torch.device):
 def test_the_whole_share_makes_norms_equal(one_process: torch.device):
     method = balancer("metabalance", "ab", r=1.0, beta=0.0)
     parameter = torch.zeros(3, requires_grad=True)
-    method.prepare([], [parameter], [])
+    method.prepare([], {}, [parameter], [])
     matrix = torch.tensor([[0.0, 2.0, 0.0], [5.0, 0.0, 0.0]])
     gradients = TaskGradients(matrix @ parameter, [], [parameter])
     method.combine(gradients)

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaTask (Yang et al., 2023, arXiv 2211.15055): Adam with a state for each task.
+"""AdaTask (Yang et al., 2023, arXiv 2211.15055): adaptive learning rates for each task.
 
 One Adam over the sum of gradients divides all tasks by the same root mean square, which the largest
-task dominates. AdaTask keeps both moments by task for every shared dense parameter, so it **is**
-the dense optimiser: this module makes the whole update, and `train.optimizer.dense` must be plain
-`sgd`, which multiplies it by the learning rate. A task's own parameters have one state, so their
-update is Adam's.
+task dominates. AdaTask keeps what divides by task, so it **is** the optimiser: this module makes
+the whole update, and the optimisers of dense parameters and of tables must be plain `sgd`, which
+multiply it by their learning rates.
 
-The rows of tables would need two moments a task, K times an Adam's memory, and FBGEMM's fused
-optimisers see only a row's summed gradient. At the boundary each feature's gradients are therefore
-divided by a running root mean square of their norm by task, and multiplied by the tasks' mean: no
-task dominates a table, and the table's own optimiser and learning rate stay as they are. That part
-is not in the paper.
+A shared dense parameter has both moments of Adam by task, element by element. A task's own
+parameters have one state, so their update is Adam's.
+
+A row of a table has one number by task, v_k, the running mean of |g_k|², and no first moment: the
+paper's RMSProp, with one state a row, as large tables have it. A row's gradient is the sum over its
+occurrences on all ranks, and FBGEMM's fused optimisers see the sum over tasks alone. So, as with
+pmtrec, the ranks' sums meet on the rank that owns the row's state, which sends 1 / (√v_k + ε) back,
+and each occurrence's gradients are weighed by that. A look-up is linear, so they add up to the
+row's Σ_k g_k / (√v_k + ε).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -23,36 +26,41 @@ from torch import Tensor
 
 from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.gradients import TaskGradients
+from deltarec.balancing.row_moments import RowMoments
+from deltarec.balancing.rows import RowWeights
 from deltarec.config import Config as BaseConfig
 from deltarec.config import Decay
 
 
 class AdaTask(GradientBalancer):
-    """p −= lr Σ_k m̂_k / (√v̂_k + ε), m_k and v_k Adam's moments of g_k."""
+    """p −= lr Σ_k m̂_k / (√v̂_k + ε), m_k and v_k Adam's moments of g_k; of rows g_k and v_k."""
 
     class Config(BaseConfig):
         """Options of the method adatask."""
 
         name: Literal["adatask"]
         betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+        """How slowly the moments follow: of gradients (not for rows), and of their squares."""
         eps: float = Field(default=1e-8, gt=0)
 
     steps: Tensor
-    feature_squares: Tensor
 
     def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
         self.betas, self.eps = config.betas, config.eps
-        self.features: list[str] = []
+        self.rows: RowMoments | None = None
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def prepare(
-        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self,
+        features: Sequence[str],
+        tables: Mapping[str, int],
+        shared: Sequence[Tensor],
+        own: Sequence[Tensor],
     ) -> None:
-        self.features = sorted(features)
         tasks = len(self.tasks)
-        squares = torch.zeros(len(features), tasks, dtype=torch.float64)
-        self.register_buffer("feature_squares", squares)
+        if tables:
+            self.rows = RowMoments(list(tables.values()), tasks, self.betas[1])
         for moment in ("first", "second"):
             for i, p in enumerate(shared):
                 self.register_buffer(f"{moment}_shared_{i}", p.new_zeros(tasks, *p.shape))
@@ -66,7 +74,11 @@ class AdaTask(GradientBalancer):
             self._adam(f"shared_{i}", g).sum(0) for i, g in enumerate(shared)
         ]
         gradients.combined_own = [self._adam(f"own_{i}", g) for i, g in enumerate(own)]
-        gradients.scale_features(self._feature_scales(gradients.feature_norms()))
+        if self.rows is not None:
+            rows = gradients.rows()
+            owned = rows.owned(self.rows.owners(rows.keys))
+            weights, _ = owned.send_back(1 / (self.rows.learn(owned.rows) + self.eps))
+            gradients.weigh_rows(RowWeights(rows.keys, weights))
         self.note(gram=gradients.gram())
 
     def _adam(self, name: str, gradient: Tensor) -> Tensor:
@@ -76,15 +88,3 @@ class AdaTask(GradientBalancer):
         steps = self.steps.double()
         root = (second / (1 - self.betas[1] ** steps)).sqrt()
         return first / (1 - self.betas[0] ** steps) / (root + self.eps)
-
-    def _feature_scales(self, norms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tasks' scales `[T]` at the boundary, by feature."""
-        if not norms:
-            return {}
-        now = torch.stack([norms[name] for name in self.features]).square()
-        self.feature_squares.lerp_(now, 1 - self.betas[1])
-        roots = self.feature_squares.sqrt()
-        reached = roots > 0
-        mean = roots.sum(1, keepdim=True) / reached.sum(1, keepdim=True).clamp(min=1)
-        scales = torch.where(reached, mean / roots.where(reached, 1), 0)
-        return dict(zip(self.features, scales, strict=True))

@@ -6,7 +6,7 @@ it solves or draws comes from global quantities, in float64, so that all ranks f
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -138,12 +138,17 @@ class GradientBalancer(Balancer):
     """Makes one gradient of the tasks' gradients; `gradients.py` says where they are taken."""
 
     def prepare(
-        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self,
+        features: Sequence[str],
+        tables: Mapping[str, int],
+        shared: Sequence[Tensor],
+        own: Sequence[Tensor],
     ) -> None:
         """Told once, before training, of all that has gradients.
 
         Args:
             features: names of the features at the boundary.
+            tables: their tables' numbers of rows, in the order of the rows' keys.
             shared: dense parameters that several tasks reach, in the order of the gradients.
             own: likewise those that one task reaches.
         """

@@ -23,12 +23,9 @@ from torchrec.distributed.types import Awaitable
 
 from deltarec.balancing.by_task import ByTask
 from deltarec.balancing.draws import Place
-from deltarec.balancing.rows import Occurrences, Rows
+from deltarec.balancing.rows import TABLE, Occurrences, Rows, RowWeights
 from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
-
-TABLE = 1 << 40
-"""The key of a row is the number of its table times this, plus the row."""
 
 
 class TaskGradients:
@@ -170,6 +167,15 @@ class TaskGradients:
         weights = weights.to(self._losses)
         self.combined_boundary = [g.weighted(weights) for g in self.at_boundary]
         self.combined_shared = [g.weighted(weights) for g in self.at_shared]
+
+    def weigh_rows(self, rows: RowWeights) -> None:
+        """Combine the boundary's by one weight a task and row."""
+        combined = []
+        for place, found in zip(self.places, self.at_boundary, strict=True):
+            weights = rows.at(place.keys()).unsqueeze(2)
+            zero = torch.zeros_like(found.like)
+            combined.append(sum((weights[t] * part for t, part in found.parts.items()), zero))
+        self.combined_boundary = combined
 
 
 class GradientBoundary(nn.Module):

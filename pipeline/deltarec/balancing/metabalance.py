@@ -5,7 +5,7 @@ A tensor is a shared parameter, or the looked-up vectors of one feature; of task
 samples (pairwise ones), which meet in rows alone, a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -40,7 +40,11 @@ class MetaBalance(GradientBalancer):
         self.features: list[str] = []
 
     def prepare(
-        self, features: Sequence[str], shared: Sequence[Tensor], own: Sequence[Tensor]
+        self,
+        features: Sequence[str],
+        tables: Mapping[str, int],
+        shared: Sequence[Tensor],
+        own: Sequence[Tensor],
     ) -> None:
         self.features = sorted(features)
         norms = torch.zeros(len(features) + len(shared), len(self.tasks), dtype=torch.float64)

@@ -23,7 +23,6 @@ is moved, and a row's weights differ from rank to rank.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,26 +31,9 @@ from torch import Tensor
 
 from deltarec.balancing.balancer import GradientBalancer
 from deltarec.balancing.gradients import TaskGradients
-from deltarec.balancing.rows import Rows
+from deltarec.balancing.rows import Rows, RowWeights
 from deltarec.config import Config as BaseConfig
 from deltarec.distributed import all_sum
-
-
-@dataclass(frozen=True)
-class RowWeights:
-    """The weights of the rows that this rank has looked up, U of them."""
-
-    keys: Tensor
-    """int64 `[U]`, ascending."""
-    weights: Tensor
-    """`[T, U]`"""
-
-    def at(self, keys: Tensor) -> Tensor:
-        """Those of rows by their keys, `[n]` to `[T, n]`; 0 for the key -1."""
-        if not len(self.keys):
-            return self.weights.new_zeros(len(self.weights), len(keys))
-        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
-        return self.weights[:, place] * (self.keys[place] == keys)
 
 
 class PMTRec(GradientBalancer):
@@ -106,13 +88,7 @@ class PMTRec(GradientBalancer):
         return self.config.focus * progress
 
     def combine(self, gradients: TaskGradients) -> None:
-        rows = self.row_weights(gradients.rows())
-        combined = []
-        for place, found in zip(gradients.places, gradients.at_boundary, strict=True):
-            weights = rows.at(place.keys()).unsqueeze(2)
-            zero = torch.zeros_like(found.like)
-            combined.append(sum((weights[t] * part for t, part in found.parts.items()), zero))
-        gradients.combined_boundary = combined
+        gradients.weigh_rows(self.row_weights(gradients.rows()))
         focused = self._focused(torch.full((len(self.tasks), 1), 1 / len(self.tasks)))[:, 0]
         gradients.combined_shared = [g.weighted(focused) for g in gradients.at_shared]
         self.steps += 1
@@ -124,7 +100,7 @@ class PMTRec(GradientBalancer):
             norms, counted = rows.norms(), torch.ones_like(rows.keys, dtype=torch.bool)
         else:
             owned = rows.owned()
-            norms, counted = owned.norms()
+            norms, counted = owned.send_back(owned.rows.norms())
             gram = all_sum(owned.rows.products())
         touched = norms > 0
         once = (touched & counted).double()

@@ -16,6 +16,9 @@ from torch import Tensor
 from deltarec.balancing.by_task import ByTask
 from deltarec.distributed import exchange, owners, rank
 
+TABLE = 1 << 40
+"""The key of a row is the number of its table times this, plus the row."""
+
 
 @dataclass(frozen=True)
 class Occurrences:
@@ -63,14 +66,18 @@ class Rows:
         sums.index_add_(0, inverse * num_tasks + occurrences.tasks, occurrences.gradients)
         return cls(keys, sums.view(len(keys), num_tasks, dim))
 
-    def owned(self) -> "Owned":
-        """The rows that this rank owns, summed over all ranks; a collective."""
+    def owned(self, by: Tensor | None = None) -> "Owned":
+        """The rows that this rank owns, summed over all ranks; a collective.
+
+        Args:
+            by: the owner of each row, int64 `[U]`; chosen by a hash if not given.
+        """
         place = torch.arange(len(self.keys), device=self.keys.device)
         if dist.get_world_size() == 1:
             return Owned(self, place, place, torch.zeros_like(place))
         origin = torch.full_like(self.keys, rank())
         sent = [self.keys, place, origin, self.gradients]
-        keys, place, origin, gradients = exchange(sent, owners(self.keys))
+        keys, place, origin, gradients = exchange(sent, owners(self.keys) if by is None else by)
         distinct, inverse = keys.unique(return_inverse=True)
         total = gradients.new_zeros(len(distinct), *gradients.shape[1:])
         total.index_add_(0, inverse, gradients)
@@ -97,19 +104,36 @@ class Owned:
     origin: Tensor
     """int64 `[s]`, the sender."""
 
-    def norms(self) -> tuple[Tensor, Tensor]:
-        """Send the norms back; a collective.
+    def send_back(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell those who sent the rows something of each task, `[T, rows]`; a collective.
 
         Returns:
-            Norms `[T, U]` of the rows that this rank has sent; bool `[U]`, true on one of the ranks
-            that have sent the row.
+            The same `[T, U]` of the rows that this rank has sent; bool `[U]`, true on one of the
+            ranks that have sent the row.
         """
         # Rows come in the order of the ranks that sent them: the first of equal ones is counted.
         order = self.inverse.argsort(stable=True)
         first = torch.ones_like(self.inverse)
         first[order[1:]] = (self.inverse[order[1:]] != self.inverse[order[:-1]]).long()
-        place, norms = self.place, self.rows.norms().T[self.inverse]
+        place, values = self.place, values.T[self.inverse]
         if dist.get_world_size() > 1:
-            place, norms, first = exchange([place, norms, first], self.origin)
+            place, values, first = exchange([place, values, first], self.origin)
         back = place.argsort()
-        return norms[back].T, first[back].bool()
+        return values[back].T, first[back].bool()
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """The weights of the rows that this rank has looked up, U of them."""
+
+    keys: Tensor
+    """int64 `[U]`, ascending."""
+    weights: Tensor
+    """`[T, U]`"""
+
+    def at(self, keys: Tensor) -> Tensor:
+        """Those of rows by their keys, `[n]` to `[T, n]`; 0 for the key -1."""
+        if not len(self.keys):
+            return self.weights.new_zeros(len(self.weights), len(keys))
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return self.weights[:, place] * (self.keys[place] == keys)

@@ -21,10 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
-from torchrec.distributed.types import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from deltarec.data import batch as data
@@ -34,6 +31,7 @@ from deltarec.distributed import all_sum, ask, rank, world_size
 from deltarec.embeddings.agent import STATE, Agent
 from deltarec.embeddings.identities import Identities, Step
 from deltarec.embeddings.policies import AutoAssign, HashedRows, OwnRows
+from deltarec.embeddings.rows_of_ranks import rows_of_all_ranks
 from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels import Change, IdMap, buckets_of, deduplicate
 from deltarec_kernels.splitmix import mix64
@@ -305,7 +303,8 @@ class Assignments(nn.Module):
         for name, owned in self.owned.items():
             for key, tensor in owned.tensors().items():
                 value = tensor.clone() if again else tensor
-                destination[f"{prefix}{name}.{key}"] = _of_all_ranks(value)
+                num_rows = len(value) * world_size()
+                destination[f"{prefix}{name}.{key}"] = rows_of_all_ranks(value, num_rows)
         if self.agent is not None:
             for key, tensor in self.agent.tensors().items():
                 destination[f"{prefix}{AGENT}.{key}"] = tensor
@@ -337,20 +336,3 @@ class Assignments(nn.Module):
                 missing_keys.append(f"{prefix}{AGENT}.{key}")
             else:
                 tensor.copy_(given)
-
-
-def _of_all_ranks(local: Tensor) -> ShardedTensor:
-    """A tensor of which every rank has as many rows as the others, one rank after the other."""
-    rows, columns = local.shape
-    shards = [
-        ShardMetadata([rows * r, 0], [rows, columns], f"rank:{r}/cpu") for r in range(world_size())
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        [Shard(local, shards[rank()])],
-        ShardedTensorMetadata(
-            shards_metadata=shards,
-            size=torch.Size([rows * world_size(), columns]),
-            tensor_properties=TensorProperties(dtype=local.dtype),
-        ),
-        process_group=dist.group.WORLD,
-    )

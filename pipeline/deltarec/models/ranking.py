@@ -45,16 +45,18 @@ class RankingModel(nn.Module):
         self.boundary = None
         if isinstance(balancer, GradientBalancer):
             own = network.own_parameters()
+            of_feature = {name: schema.table(name) for name in schema.trained}
             self.boundary = GradientBoundary(
                 network,
                 own,
                 self.losses,
                 balancer.combine,
-                {name: schema.table(name) for name in schema.trained},
+                of_feature,
                 by_row=isinstance(network, PairNetwork),
                 frozen=set(schema.frozen),
             )
-            balancer.prepare(schema.trained, self.boundary.shared, own)
+            rows = {table: schema.table_rows[table] for table in sorted(set(of_feature.values()))}
+            balancer.prepare(schema.trained, rows, self.boundary.shared, own)
         elif isinstance(balancer, SampleBalancer):
             assert isinstance(network, Network)
             balancer.prepare(network.scenario.output_dim)
