@@ -3,6 +3,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer, _Batches
 from tests.balancing.small_problem import OPTIONS, balancer, random_gradients
 from tests.conftest import run_ranks
-from tests.embeddings.plain_tables import by_table, plain_tables
-from tests.embeddings.test_torchrec_traps import full_tables
+from tests.embeddings.plain_tables import by_table, plain_tables, whole_tables
 from tests.small_job import small_job, write_small_data
 
 STEPS = 4
@@ -128,7 +128,7 @@ def test_one_task_alone_is_trained_as_ever(name: str):
     assert isinstance(balancer_of(config, ["a"], seed=0), Equal)
 
 
-def job_of(folder: Path, name: str) -> Job:
+def job_of(folder: Path, name: str, **more: Any) -> Job:
     """Plain gradient descent: what is updated shows the gradient.
 
     Without batch normalisation, before which a bias has a gradient of rounding errors alone.
@@ -149,7 +149,7 @@ def job_of(folder: Path, name: str) -> Job:
         overrides["features__scores"] = scores
     if name == "rmtl":  # which wants a user's samples in a row
         overrides |= {"data__reader": {"shuffle": False}, "data__user": "scenario"}
-    return small_job(folder, **overrides)
+    return small_job(folder, **(overrides | more))
 
 
 @dataclass
@@ -162,18 +162,18 @@ class Trained:
     """By table or parameter, after the steps less before them."""
 
 
-def train_all(folder: Path) -> dict[str, Trained]:
+def train_all(folder: Path, names: Iterable[str], more: dict[str, Any]) -> dict[str, Trained]:
     """By method, a job as users run it."""
-    return {name: train(folder, name) for name in BALANCERS}
+    return {name: train(folder, name, more) for name in names}
 
 
-def train(folder: Path, name: str) -> Trained:
-    trainer = Trainer(job_of(folder, name), RunFolder(folder / "run"), torch.device("cpu"))
+def train(folder: Path, name: str, more: dict[str, Any]) -> Trained:
+    trainer = Trainer(job_of(folder, name, **more), RunFolder(folder / "run"), torch.device("cpu"))
     trainer.model.train()
     before = weights_of(trainer)
     batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)
     shares = []
-    for _ in range(STEPS):
+    for _ in range(trainer.job.train.max_steps or STEPS):
         shares.append(trainer._train_step(batches))
         batches.trained()
     batches.close()
@@ -183,7 +183,7 @@ def train(folder: Path, name: str) -> Trained:
 
 def weights_of(trainer: Trainer) -> dict[str, Tensor]:
     network = dict(trainer.model.module.network.named_parameters())
-    found = full_tables(trainer.model) | network
+    found = whole_tables(trainer) | network
     return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
@@ -191,13 +191,14 @@ def changed(after: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Te
     return {name: tensor - before[name] for name, tensor in after.items()}
 
 
-def train_all_plain(folder: Path) -> dict[str, Trained]:
-    return {name: train_plain(folder, name) for name in BALANCERS}
+def train_all_plain(folder: Path, names: Iterable[str], more: dict[str, Any]) -> dict[str, Trained]:
+    return {name: train_plain(folder, name, more) for name in names}
 
 
-def train_plain(folder: Path, name: str) -> Trained:
-    """The same without TorchRec: tables of one process, autograd and one optimiser of torch."""
-    job = job_of(folder, name)
+def train_plain(folder: Path, name: str, more: dict[str, Any]) -> Trained:
+    """The same without TorchRec: tables of one process, autograd and optimisers of torch."""
+    job = job_of(folder, name, **more)
+    options = job.train.optimizer
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     tables = plain_tables(trainer)
     network = copy.deepcopy(trainer.model.module.network)
@@ -206,28 +207,44 @@ def train_plain(folder: Path, name: str) -> Trained:
     method.begin(trainer.num_steps)
     method.load_state_dict(trainer.balancer.state_dict())
     rows, rate = list(tables.parameters()), job.embedding.optimizer.lr
-    dense = set(model.parameters()) - set(rows)  # the method's own too
-    optimizer = torch.optim.SGD([{"params": rows, "lr": rate}, {"params": list(dense)}], lr=0.05)
+    dense = list(set(model.parameters()) - set(rows))  # the method's own too
+    of_rows, of_dense = torch.optim.SGD(rows, lr=rate), torch.optim.SGD(dense, lr=0.05)
     before = weights_of(trainer)
     losses = []
     batches = trainer.reader.read(trainer.state.position, 1)
-    for _, batch in zip(range(STEPS), batches, strict=False):
-        total, (plain, _) = model(batch)
-        optimizer.zero_grad()
+    for number in range(job.train.max_steps or STEPS):
+        total, (plain, _) = model(next(batches))
+        of_rows.zero_grad()
         total.sum().backward()
-        optimizer.step()
+        of_rows.step()
+        if (number + 1) % options.accumulate == 0:
+            for parameter in dense:
+                if parameter.grad is not None:
+                    parameter.grad /= options.accumulate
+            if options.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(dense, options.clip_norm)
+            of_dense.step()
+            of_dense.zero_grad()
         losses.append(plain)
     batches.close()
     after = by_table(tables) | {name: p.detach() for name, p in network.named_parameters()}
     return Trained(torch.stack(losses), method.logged(), changed(after, before))
 
 
+def assert_same_changes(found: Trained, wanted: Trained, where: str) -> None:
+    """To a ten-thousandth of the largest; float32 has weights of 1 to 6e-8."""
+    assert found.changes.keys() == wanted.changes.keys()
+    for key, change in wanted.changes.items():
+        error = (found.changes[key] - change).abs().max()
+        assert error < 1e-4 * change.abs().max() + 5e-7, f"{where}: {key}"
+
+
 def test_a_sharded_model_is_updated_as_a_plain_one(tmp_path: Path):
     """By every method, on any number of ranks; weights, norms and cosines are logged alike."""
     write_small_data(tmp_path)
-    plain = run_ranks(1, train_all_plain, tmp_path)[0]
+    plain = run_ranks(1, train_all_plain, tmp_path, list(BALANCERS), {})[0]
     for num_ranks in (1, 2, 4):
-        ranks = run_ranks(num_ranks, train_all, tmp_path)
+        ranks = run_ranks(num_ranks, train_all, tmp_path, list(BALANCERS), {})
         for name, wanted in plain.items():
             where = f"{name}, {num_ranks} ranks"
             shares = torch.stack([rank[name].losses for rank in ranks])
@@ -236,11 +253,7 @@ def test_a_sharded_model_is_updated_as_a_plain_one(tmp_path: Path):
             )
             for rank in ranks:
                 assert rank[name].logged == pytest.approx(wanted.logged, rel=1e-3, abs=1e-5), where
-                assert rank[name].changes.keys() == wanted.changes.keys()
-                for key, change in wanted.changes.items():
-                    # to a ten-thousandth of the largest; float32 has weights of 1 to 6e-8
-                    error = (rank[name].changes[key] - change).abs().max()
-                    assert error < 1e-4 * change.abs().max() + 5e-7, f"{where}: {key}"
+                assert_same_changes(rank[name], wanted, where)
     least = {
         name: min(float(found.changes[table].abs().max()) for table in ("user", "item", "city"))
         for name, found in plain.items()
