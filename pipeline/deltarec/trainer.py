@@ -210,6 +210,7 @@ class Trainer:
 
     def _train_step(self, batches: "_Batches") -> Tensor:
         """One batch: forward, backward, update. Returns this rank's share of the losses `[T]`."""
+        self.balancer.is_logged = self._is_logged(self.state.step + 1)
         losses, logits = self.pipeline.progress(batches)
         if self.assignments.agent is not None:
             self.assignments.agent.observe(batches.in_training, logits, self.network.observed)
@@ -223,8 +224,11 @@ class Trainer:
             self.num_steps * self.job.train.batch_size,
         )
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.job.train.log_every == 0 or step == self.num_steps
+
     def _log_step(self, progress: Progress, num_samples: int, losses: Tensor) -> None:
-        if self.state.step % self.job.train.log_every and self.state.step != self.num_steps:
+        if not self._is_logged(self.state.step):
             progress.update(num_samples)
             return
         mean = all_sum(losses) / world_size()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deltarec.conflict_plot import conflicts
 from deltarec.run_folder import RunFolder
@@ -56,6 +57,74 @@ def test_norms_and_cosines_are_logged(tmp_path: Path, one_process: torch.device)
     assert len(found["gradient_cosine/click/buy"]) == len(found["weight/buy"]) == 2
     picture = (tmp_path / "run" / "conflict.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+
+def test_tensorboard_has_each_step_and_task(tmp_path: Path, one_process: torch.device):
+    """Loss, weight, gradient norm and cosine, as the method saw them."""
+    write_small_data(tmp_path)
+    tasks = {"click": {}, "buy": {}, "also": {"label": "click"}}
+    balance = {"name": "gradnorm", "lr": 0.1}
+    job = small_job(tmp_path, balance=balance, tasks=tasks, data__valid=[], train__max_steps=3)
+    trainer = Trainer(job, RunFolder(tmp_path / "run"), torch.device("cpu"))
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    weigh = trainer.balancer.weights  # pyright: ignore
+
+    def watched(gram: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        weights = weigh(gram, losses)
+        seen.append((losses.clone(), weights.clone(), gram.clone()))
+        return weights
+
+    trainer.balancer.weights = watched  # pyright: ignore
+    trainer.fit()
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    names, expected = list(tasks), {}
+    losses, weights, grams = (torch.stack(found) for found in zip(*seen, strict=True))
+    norms = grams.diagonal(dim1=1, dim2=2).sqrt()
+    for i, name in enumerate(names):
+        expected[f"loss/{name}"] = losses[:, i]
+        expected[f"weight/{name}"] = weights[:, i]
+        expected[f"gradient_norm/{name}"] = norms[:, i]
+        for j, other in enumerate(names[:i]):
+            cosine = grams[:, i, j] / norms[:, i] / norms[:, j]
+            expected[f"gradient_cosine/{other}/{name}"] = cosine
+    assert len(expected) == 12 and len(seen) == 3
+    for tag, values in expected.items():
+        found = events.Scalars(f"train/{tag}")
+        assert [event.step for event in found] == [1, 2, 3], tag
+        assert [event.value for event in found] == pytest.approx(values.tolist(), rel=1e-5), tag
+
+
+@pytest.mark.parametrize("name", ["graddrop", "metabalance", "adatask", "pmtrec"])
+def test_inner_products_for_the_log_alone_are_made_at_logged_steps(
+    tmp_path: Path, one_process: torch.device, name: str
+):
+    write_small_data(tmp_path)
+    scores = {"kind": "ids", "column": "tags", "table": "scores"}
+    sgd = {"name": "sgd", "lr": 0.01}
+    job = small_job(
+        tmp_path,
+        balance={"name": name},
+        data__valid=[],
+        features__scores=scores,
+        embedding__optimizer=sgd,
+        embedding__tables__country__sharding="table_wise",
+        train__optimizer__dense=sgd,
+        train__max_steps=5,
+        train__log_every=2,
+    )
+    trainer = Trainer(job, RunFolder(tmp_path / "run"), torch.device("cpu"))
+    note, made = trainer.balancer.note, []
+
+    def watched(weights: torch.Tensor | None = None, gram: torch.Tensor | None = None) -> None:
+        made.append(gram is not None)
+        note(weights, gram)
+
+    trainer.balancer.note = watched
+    trainer.fit()
+    assert made == [False, True, False, True, True]
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert ["gradient_cosine/click/buy" in line for line in lines] == [True] * 3
 
 
 def test_without_gradients_by_task_there_is_no_picture_of_conflicts(

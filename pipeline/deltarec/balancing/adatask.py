@@ -79,7 +79,7 @@ class AdaTask(GradientBalancer):
             owned = rows.owned(self.rows.owners(rows.keys))
             weights, _ = owned.send_back(1 / (self.rows.learn(owned.rows) + self.eps))
             gradients.weigh_rows(RowWeights(rows.keys, weights))
-        self.note(gram=gradients.gram())
+        self.note(gram=gradients.gram() if self.is_logged else None)
 
     def _adam(self, name: str, gradient: Tensor) -> Tensor:
         first, second = self.get_buffer(f"first_{name}"), self.get_buffer(f"second_{name}")

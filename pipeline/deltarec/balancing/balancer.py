@@ -35,6 +35,8 @@ class Balancer(nn.Module, ABC):
         self.tasks = tasks
         self.num_steps = 0
         """Batches of the whole job."""
+        self.is_logged = True
+        """Told by the trainer before each step: whether `logged` will be asked of it."""
         self._last_weights: Tensor | None = None
         self._last_gram: Tensor | None = None
 

@@ -45,7 +45,7 @@ class GradDrop(GradientBalancer):
             self._keep_one_sign(g, uniform(g.shape[1:], key, number, g.device))
             for number, g in enumerate(gradients.global_shared())
         ]
-        self.note(gram=gradients.gram())
+        self.note(gram=gradients.gram() if self.is_logged else None)
 
     def _keep_one_sign(self, gradients: Tensor, draws: Tensor) -> Tensor:
         """`[T, …]` and `[…]` to `[…]`."""

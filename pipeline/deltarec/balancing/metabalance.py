@@ -66,4 +66,4 @@ class MetaBalance(GradientBalancer):
             torch.tensordot(scale.to(g), g, 1)
             for scale, g in zip(at_shared, gradients.shared, strict=True)
         ]
-        self.note(gram=gradients.gram())
+        self.note(gram=gradients.gram() if self.is_logged else None)

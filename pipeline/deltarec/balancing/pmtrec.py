@@ -101,7 +101,7 @@ class PMTRec(GradientBalancer):
         else:
             owned = rows.owned()
             norms, counted = owned.send_back(owned.rows.norms())
-            gram = all_sum(owned.rows.products())
+            gram = all_sum(owned.rows.products()) if self.is_logged else None
         touched = norms > 0
         once = (touched & counted).double()
         totals = all_sum(torch.stack([(norms * once).sum(1), once.sum(1)]))
