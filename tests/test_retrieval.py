@@ -118,6 +118,40 @@ def test_against_all_items(
     assert expected["recall@10"]
 
 
+def scores_of_towers(folder: Path, job: Any) -> torch.Tensor:
+    """Each user and item by itself, through the towers that training has given some width."""
+    trainer = trainer_of(folder, job)
+    pair, tables = trainer.model.module.network.pair.double(), full_tables(trainer.model)
+    scores = torch.empty(USERS, ITEMS)
+    with torch.no_grad():
+        for user in range(USERS):
+            for item in range(ITEMS):
+                sides = tables["user"][user : user + 1], tables["item"][item : item + 1]
+                query, target = (Fields([side.double()], torch.empty(1, 0)) for side in sides)
+                vectors = pair.query("listen", query), pair.item("listen", target)
+                scores[user, item] = (vectors[0] * vectors[1]).sum()
+    return scores
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_two_towers_against_all_items(pair_data: Path, tmp_path: Path, cosine: bool):
+    """Not by rows but by what the towers make of them, on any number of ranks."""
+    job = pair_job(
+        pair_data,
+        data__test=["test"],
+        model__pair={"name": "two_tower", "hidden": [6], "dim": 4, "cosine": cosine},
+        tasks__listen__ranking={"at": AT, "exclude": ["train"], "chunk": 7},
+        train__eval_batch_size=37,
+    )
+    [scores] = run_ranks(1, scores_of_towers, tmp_path, job)
+    expected = by_hand(pair_data, ["train"], scores)
+    by_rows = by_hand(pair_data, ["train"], run_ranks(1, scores_of, tmp_path, pair_data)[0])
+    assert expected["recall@10"] and expected != pytest.approx(by_rows)
+    for num_ranks in (1, 3):
+        for found in run_ranks(num_ranks, evaluate, tmp_path, job):
+            assert found == pytest.approx(expected)
+
+
 def test_the_number_of_ranks_changes_nothing(tmp_path: Path):
     write_pair_data(tmp_path, behaviours=True)
     job = job_of(tmp_path, against=30, own=["other"], chunk=30)
