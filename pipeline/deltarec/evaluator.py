@@ -156,17 +156,22 @@ class Evaluator:
 
     @contextmanager
     def _plain_model(self) -> Iterator[torch.nn.Module]:
-        """The model for evaluation, free of the pipeline, which rewrites it while it trains.
+        """The model for evaluation."""
+        with self.free_model() as model:
+            model.eval()
+            with torch.no_grad(), self.assignments.as_trained():
+                yield model
+            model.train()
+
+    @contextmanager
+    def free_model(self) -> Iterator[torch.nn.Module]:
+        """The model free of the pipeline, which rewrites it while it trains.
 
         The pipeline keeps the batches it has already distributed. Attached with its default
         `sparse_dist=True` it would begin to distribute them again and lose what it knows of them.
         """
         pipeline = self.pipeline
         rewritten = isinstance(pipeline, TrainPipelineSparseDist)
-        model = pipeline.detach() if rewritten else self.model
-        model.eval()
-        with torch.no_grad(), self.assignments.as_trained():
-            yield model
-        model.train()
+        yield pipeline.detach() if rewritten else self.model
         if rewritten:
             pipeline.attach(sparse_dist=False)

@@ -21,7 +21,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 import deltarec_kernels
 from deltarec import config as configuration
 from deltarec.assembly import build_model, open_reader, subgraph_sampler
-from deltarec.balancing.balancer import Balancer
+from deltarec.balancing.balancer import Balancer, global_losses
 from deltarec.checkpoint import Checkpoints, TrainState
 from deltarec.conflict_plot import draw_conflicts
 from deltarec.data.batch import Batch
@@ -31,7 +31,7 @@ from deltarec.embeddings.assignment import Assignments
 from deltarec.embeddings.code_statistics import code_statistics, saturation_warning
 from deltarec.embeddings.fresh_rows import FreshRows
 from deltarec.embeddings.quantised_collections import quantised_tables
-from deltarec.embeddings.second_pass import SecondPass
+from deltarec.embeddings.second_pass import SecondPass, buffers_kept
 from deltarec.evaluator import Evaluator
 from deltarec.job import Job
 from deltarec.metrics import larger_is_better
@@ -216,7 +216,16 @@ class Trainer:
             self.assignments.agent.observe(batches.in_training, logits, self.network.observed)
         if self.second_pass is not None:
             self.second_pass(batches.in_training.to(self.device))
+        if self.balancer.looks_again:
+            self._look_again(batches.in_training)
         return losses
+
+    def _look_again(self, batch: Batch) -> None:
+        """Show the balancing method a batch's losses after its update; nothing else sees them."""
+        batch = replace(batch, fresh={}).to(self.device)  # its new rows have begun to learn
+        with self.evaluator.free_model() as model, buffers_kept(self.network), torch.no_grad():
+            _, (losses, _) = model(batch)
+        self.balancer.after_update(global_losses(losses))
 
     def _total_samples(self) -> int:
         return min(

@@ -213,7 +213,8 @@ def train_plain(folder: Path, name: str, more: dict[str, Any]) -> Trained:
     losses = []
     batches = trainer.reader.read(trainer.state.position, 1)
     for number in range(job.train.max_steps or STEPS):
-        total, (plain, _) = model(next(batches))
+        batch = next(batches)
+        total, (plain, _) = model(batch)
         of_rows.zero_grad()
         total.sum().backward()
         of_rows.step()
@@ -226,6 +227,9 @@ def train_plain(folder: Path, name: str, more: dict[str, Any]) -> Trained:
             of_dense.step()
             of_dense.zero_grad()
         losses.append(plain)
+        if method.looks_again:
+            with torch.no_grad():
+                method.after_update(model(batch)[1][0].double())
     batches.close()
     after = by_table(tables) | {name: p.detach() for name, p in network.named_parameters()}
     return Trained(torch.stack(losses), method.logged(), changed(after, before))

@@ -29,6 +29,8 @@ class Balancer(nn.Module, ABC):
     """
 
     Config: type[Config]
+    looks_again: bool = False
+    """Whether `after_update` wants the losses of each batch after its update."""
 
     def __init__(self, config: Any, tasks: list[str], seed: int = 0) -> None:
         super().__init__()
@@ -48,6 +50,10 @@ class Balancer(nn.Module, ABC):
         """The losses of a step's second pass, by the step's weights; nothing is learned of them."""
         weights = self._last_weights
         return losses if weights is None else losses * weights.to(losses)
+
+    def after_update(self, losses: Tensor) -> None:
+        """Told, if it `looks_again`, a batch's global losses `[T]` after its update, float64."""
+        return
 
     def begin(self, num_steps: int) -> None:
         """Told by the trainer, before the first step, how many batches the whole job has."""

@@ -34,7 +34,7 @@ class SecondPass:
 
     def __call__(self, batch: Batch) -> None:
         """Learn from the batch that was trained last, on this rank's device."""
-        with _buffers_kept(self.model):
+        with buffers_kept(self.model):
             outputs = [collection.look_up_again() for collection in self.collections]
             logits = self.model.network(batch, outputs)
             losses = self.model.balancer.again(self.model.losses(logits, batch))
@@ -44,7 +44,8 @@ class SecondPass:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """What a forward in here leaves in buffers, as statistics of batches, is forgotten."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     yield
     with torch.no_grad():
