@@ -119,18 +119,17 @@ def test_against_all_items(
 
 
 def scores_of_towers(folder: Path, job: Any) -> torch.Tensor:
-    """Each user and item by itself, through the towers that training has given some width."""
+    """By the layers of the users' tower and of the items', one after the other."""
     trainer = trainer_of(folder, job)
-    pair, tables = trainer.model.module.network.pair.double(), full_tables(trainer.model)
-    scores = torch.empty(USERS, ITEMS)
-    with torch.no_grad():
-        for user in range(USERS):
-            for item in range(ITEMS):
-                sides = tables["user"][user : user + 1], tables["item"][item : item + 1]
-                query, target = (Fields([side.double()], torch.empty(1, 0)) for side in sides)
-                vectors = pair.query("listen", query), pair.item("listen", target)
-                scores[user, item] = (vectors[0] * vectors[1]).sum()
-    return scores
+    towers, tables = trainer.model.module.network.pair.double().towers, full_tables(trainer.model)
+    vectors = []
+    for tower, table in (("tower0", "user"), ("tower1", "item")):
+        (first, *_), last = towers[tower]
+        hidden = (tables[table].double() @ first.weight.T + first.bias).relu()
+        vectors.append((hidden @ last.weight.T + last.bias).detach())
+    if job.model.pair.cosine:
+        vectors = [v / v.norm(dim=1, keepdim=True) for v in vectors]
+    return vectors[0] @ vectors[1].T
 
 
 @pytest.mark.parametrize("cosine", [False, True])

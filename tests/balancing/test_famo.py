@@ -47,6 +47,17 @@ def test_as_the_released_code(one_process: torch.device, exact: bool):
             update(above, after)
 
 
+def test_a_task_counts_if_it_is_above_its_minimum_before_and_after(one_process: torch.device):
+    method, other = (balancer("famo", minimum={"b": 0.5}, exact=True) for _ in range(2))
+    for found in (method, other):
+        found.weights(torch.tensor([1.0, 2.0, 4.0]).double())
+        found.after_update(torch.tensor([0.9, 1.0, 3.0]).double())
+        found.weights(torch.tensor([1.0, 0.4, 4.0]).double())
+    method.after_update(torch.tensor([0.9, 0.6, 3.0]).double())
+    other.after_update(torch.tensor([0.9, 0.4, 3.0]).double())
+    assert torch.equal(method.logits, other.logits)
+
+
 def test_a_batch_is_looked_at_again_as_by_plain_pytorch(tmp_path: Path):
     """With the same dropout, by the updated tables and layers, on any number of ranks."""
     write_small_data(tmp_path)
