@@ -121,7 +121,8 @@ def test_against_all_items(
 def scores_of_towers(folder: Path, job: Any) -> torch.Tensor:
     """By the layers of the users' tower and of the items', one after the other."""
     trainer = trainer_of(folder, job)
-    towers, tables = trainer.model.module.network.pair.double().towers, full_tables(trainer.model)
+    network: Any = trainer.model.module.network.double()
+    towers, tables = network.pair.towers, full_tables(trainer.model)
     vectors = []
     for tower, table in (("tower0", "user"), ("tower1", "item")):
         (first, *_), last = towers[tower]
