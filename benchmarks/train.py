@@ -16,6 +16,7 @@ AUC of the first task is that after the steps a contender was given.
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def main() -> None:
         contenders[f"deltarec, {n}"] = partial(ours, options, n)
         for variant in options.variant:
             name, _, overridden = variant.partition(":")
-            contenders[f"{name.strip()}, {n}"] = partial(ours, options, n, overridden.split())
+            contenders[f"{name.strip()}, {n}"] = partial(ours, options, n, shlex.split(overridden))
     if options.peers:
         for name, script in SCRIPTS[Path(options.config).stem].items():
             contenders[f"{name}, 1"] = partial(peer, options, script, data)
