@@ -34,6 +34,7 @@ from deltarec.changed_rows import BASE, ChangedRows, chain
 from deltarec.config import Config
 from deltarec.data.batch import Position
 from deltarec.distributed import is_main, rank, world_size
+from deltarec.embeddings.collections import without_frozen
 from deltarec.optimizers import StepOptimizer
 from deltarec.snapshot import Snapshot, Snapshots
 from deltarec.supervision import NotFinite, Watchdog
@@ -349,7 +350,8 @@ def load_model(source: Path, model: nn.Module) -> TrainState:
 def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = None) -> TrainState:
     """Fill the tensors in place; returns what stands beside them.
 
-    The random states are taken out if they are not those of this number of processes.
+    Frozen tables stay what their files have made them. The random states are taken out if they are
+    not those of this number of processes.
     """
     folders = chain(source)
     for folder in folders:
@@ -358,8 +360,9 @@ def _read(source: Path, tensors: dict[str, Any], watchdog: Watchdog | None = Non
     stored = changed_rows.sizes(folders)
     if not all(f"random.{name}" in stored for name in tensors.get("random", {})):
         del tensors["random"]
-    _check_names_and_sizes(source, stored, tensors)
-    changed_rows.read(_flat(tensors), folders, watchdog)
+    wanted = tensors | {"model": without_frozen(tensors["model"])}
+    _check_names_and_sizes(source, stored, wanted)
+    changed_rows.read(_flat(wanted), folders, watchdog)
     return state
 
 

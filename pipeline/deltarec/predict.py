@@ -34,6 +34,7 @@ from typing_extensions import TypedDict
 
 from deltarec.assembly import build_model
 from deltarec.checkpoint import TrainState, load_model
+from deltarec.data.files import ParquetFile, digest
 from deltarec.data.prefetch import prefetched
 from deltarec.data.scoring import Input
 from deltarec.distributed import is_main, rank, world_size
@@ -87,7 +88,9 @@ def predict(
     model, _ = build_model(job, device)
     state = load_model(checkpoint, model)
     model.eval()
-    output = Output(folder, source, state)
+    frozen = [t.frozen for t in job.embedding.resolved().values() if t.frozen is not None]
+    vectors = [file for table in frozen for file in table.files()]
+    output = Output(folder, source, state, vectors)
     answer: list[Any] = [output.prepare() if is_main() else None]
     dist.broadcast_object_list(answer)
     missing: list[int] = answer[0]
@@ -118,20 +121,25 @@ class Output:
         folder: seen by all ranks.
         source: the input.
         state: of the checkpoint, which it identifies.
+        vectors: files of the frozen tables.
     """
 
-    def __init__(self, folder: Path, source: Input, state: TrainState) -> None:
+    def __init__(
+        self, folder: Path, source: Input, state: TrainState, vectors: list[ParquetFile]
+    ) -> None:
         self.folder = folder
         self.source = source
         self.manifest: dict[str, Any] = {
             "step": state.step,
             "checkpoint": sha256(json.dumps(asdict(state)).encode()).hexdigest(),
-            "input": source.digest(),
+            "input": digest(source.files),
             "rows": source.num_rows,
             "keys": source.key_schema.names,
             "batch_size": source.batch_size,
             "rows_per_part": source.rows_per_part,
         }
+        if vectors:
+            self.manifest["vectors"] = digest(vectors)
 
     def prepare(self) -> list[int]:
         """Make the folder, or go on in it; returns the parts that are missing.

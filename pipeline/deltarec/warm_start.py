@@ -3,7 +3,7 @@
 
 A tensor is known by its name in the checkpoint: a dense parameter by the module that holds it, a
 table as `tables.NAME`, whichever way its features are pooled. Numbers of processes and shardings
-may differ, sizes may not.
+may differ, sizes may not. Frozen tables come from their files.
 """
 
 import re
@@ -15,6 +15,7 @@ from torch import nn
 from deltarec import changed_rows
 from deltarec.checkpoint import chosen
 from deltarec.config import Config
+from deltarec.embeddings.collections import without_frozen
 from deltarec.optimizers import StepOptimizer
 from deltarec.supervision import Watchdog
 
@@ -66,7 +67,9 @@ def warm_start(
     stored = changed_rows.sizes(folders)
     theirs = _renamed({_known_as(key): key for key in stored if _wanted(key, config)}, config)
     weights = model.state_dict()
-    tensors: dict[str, Any] = {f"model.{name}": value for name, value in weights.items()}
+    trained = without_frozen(weights)
+    of_files = {_known_as(f"model.{name}") for name in weights.keys() - trained.keys()}
+    tensors: dict[str, Any] = {f"model.{name}": value for name, value in trained.items()}
     if config.optimizer:
         optimizer.init_state()
         for name, state in optimizer.combined.state_dict()["state"].items():
@@ -90,7 +93,8 @@ def warm_start(
     return (
         f"warm start from {source}: {len(shared)} tensors loaded; "
         f"missing there: {_listed(ours.keys() - theirs.keys())}; "
-        f"unexpected there: {_listed(theirs.keys() - ours.keys())}"
+        f"unexpected there: {_listed(theirs.keys() - ours.keys() - of_files)}"
+        + (f"; from their files: {_listed(of_files)}" if of_files else "")
     )
 
 

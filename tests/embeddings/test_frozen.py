@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from deltarec.assembly import check
+from deltarec.checkpoint import chosen
+from deltarec.data.files import find
+from deltarec.data.scoring import Input
+from deltarec.predict import predict
 from deltarec.run_folder import RunFolder
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
@@ -87,6 +92,64 @@ def test_it_learns_from_the_vectors(data: Path, tmp_path: Path, one_process: Any
     )
     result = Trainer(job, RunFolder(tmp_path), one_process).fit()
     assert result["valid"]["click"]["all"]["auc"] > 0.6
+
+
+NEW = (13, 110)
+"""Item 13 had no vector; 110 is past the table that the first run had."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_vectors_of_new_items_reach_a_trained_model(
+    tmp_path: Path, one_process: Any, precision: str
+):
+    """What the files hold now, and not what the checkpoint has, is in every job that goes on."""
+    write_small_data(tmp_path)
+    write_vectors(tmp_path)
+    settings = {table("item_text", "precision"): precision, "train__max_steps": 3}
+    job = text_job(tmp_path, data__valid=[], **settings)
+    Trainer(job, RunFolder(tmp_path / "run"), one_process).fit()
+    checkpoint = chosen(tmp_path / "run/checkpoints", "latest")
+    rows = pq.read_table(tmp_path / "valid")
+    of_it = rows["item"].to_numpy() == 13
+    beside_it = of_it | [13 in seen for seen in rows["history"].to_pylist()]
+
+    def scores(folder: str) -> np.ndarray:
+        source = Input(job.data_schema, find(str(tmp_path), ["valid"]), ["item"], 100)
+        predict(job, source, checkpoint, tmp_path / folder, one_process)
+        return pq.read_table(tmp_path / folder)["score_click"].to_numpy()
+
+    before = scores("before")
+    vectors = np.random.default_rng(1).normal(size=(2, DIM)).astype(np.float16)
+    write_lists(tmp_path / "item_text/2.parquet", NEW[:1], vectors[:1])
+    with pytest.raises(ValueError, match="holds predictions of another vectors"):
+        scores("before")
+    moved = scores("after") != before
+    assert moved[of_it].all() and of_it.any() and not moved[~beside_it].any()
+
+    def held(trainer: Trainer, rows: tuple[int, ...]) -> torch.Tensor:
+        state = whole_state(trainer)
+        quantised = precision == "int8"
+        found = dequantised(state, "item_text", 8) if quantised else state["item_text.weight"]
+        return found[list(rows)]
+
+    bound: Any = {"rtol": 0, "atol": 0.5 / 127 * 4 if precision == "int8" else 0.0}
+    wanted = torch.from_numpy(vectors).float()
+    more = text_job(tmp_path, data__valid=[], **(settings | {"train__max_steps": 4}))
+    resumed = Trainer(more, RunFolder(tmp_path / "run"), one_process)
+    resumed.fit()
+    assert resumed.state.step == 4
+    torch.testing.assert_close(held(resumed, NEW[:1]), wanted[:1], **bound)
+
+    write_lists(tmp_path / "item_text/3.parquet", NEW[1:], vectors[1:])
+    settings[table("item_text", "rows")] = 120
+    warm = {"train__warm_start": {"run": str(tmp_path / "run")}}
+    started = Trainer(
+        text_job(tmp_path, data__valid=[], **settings, **warm),
+        RunFolder(tmp_path / "warm"),
+        one_process,
+    )
+    started.fit()
+    torch.testing.assert_close(held(started, NEW), wanted, **bound)
 
 
 @pytest.mark.parametrize("balance", [{"name": "metabalance"}, {"name": "pcgrad"}])

@@ -2,10 +2,12 @@
 """Finding Parquet files: folders, globs, partitions, local or on an object store."""
 
 import fnmatch
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from hashlib import sha256
 
 import fsspec
 import pyarrow as pa
@@ -143,6 +145,12 @@ def listing(source: str, patterns: Sequence[str]) -> list[str]:
     return sorted(path[len(root.rstrip("/")) :].strip("/") for path in found)
 
 
+def digest(files: Sequence[ParquetFile]) -> str:
+    """Tells one list of files from another, by paths and sizes."""
+    named = [(file.path, file.num_bytes, file.row_groups) for file in files]
+    return sha256(json.dumps(named).encode()).hexdigest()
+
+
 def one_line(error: Exception) -> str:
     """An error of Arrow's, whose messages may have several lines."""
     return " ".join(str(error).split())
@@ -161,9 +169,7 @@ def _open_filesystem(source: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), source
 
 
-def _match(
-    filesystem: fs.FileSystem, root: str, pattern: str, hidden: bool = False
-) -> list[str]:
+def _match(filesystem: fs.FileSystem, root: str, pattern: str, hidden: bool = False) -> list[str]:
     parts = [part for part in pattern.split("/") if part not in ("", ".")]
     globs = [i for i, part in enumerate(parts) if any(c in part for c in "*?[")]
     fixed, wanted = (parts[: globs[0]], parts[globs[0] :]) if globs else (parts, [])

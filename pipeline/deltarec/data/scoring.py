@@ -5,12 +5,10 @@ The rows are cut into *parts* and each part into batches. Where the cuts are fol
 alone, and a batch is padded to one size, so whoever scores a batch computes the same.
 """
 
-import json
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from itertools import accumulate, chain
 
 import numpy as np
@@ -118,11 +116,6 @@ class Input:
         """A batch of padding alone."""
         table = self.files[0].schema.empty_table()
         return self._batch(decode(self.schema, table, np.empty(0, dtype=np.int64), self._place))
-
-    def digest(self) -> str:
-        """Tells one list of files from another, by paths and sizes."""
-        listing = [(file.path, file.num_bytes, file.row_groups) for file in self.files]
-        return sha256(json.dumps(listing).encode()).hexdigest()
 
     def _batch(self, block: Block) -> Batch:
         batch = make_batch(

@@ -9,6 +9,7 @@ tables have collections of their own.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,11 @@ from deltarec.layers.shared_rows import SharedRows
 
 FROZEN = "tables.frozen_"
 """How the names of frozen tables begin in a model."""
+
+
+def without_frozen(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's state without its frozen tables: what comes from a checkpoint, not from files."""
+    return {name: value for name, value in state.items() if not name.startswith(FROZEN)}
 
 
 @dataclass(frozen=True)

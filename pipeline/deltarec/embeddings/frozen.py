@@ -8,7 +8,9 @@ the same weights, and cost an update of the rows at every step.) Quantised ones 
 steps that hold each row's values, and the nearest codes. Ids without a vector have zeros.
 
 The files hold a key and a list of numbers a row, as `deltarec text encode` writes them. They are
-read wherever the model is built, also to resume or to predict; checkpoints hold the rows too.
+read wherever the model is built, also to resume, to warm-start or to predict, and what they hold
+then is what counts: the vectors of new items reach a model that is trained. Checkpoints hold the
+rows too, of which only a warm start of a table that is trained makes use.
 """
 
 from collections.abc import Iterator
