@@ -2,6 +2,7 @@
 """`text encode` with a tiny random transformer, and with a small real one."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from deltarec.cli import main
 from deltarec.config import validate
-from deltarec.text.encode import EncodeJob, encode
+from deltarec.text.encode import Encoded, EncodeJob, encode
 from deltarec.text.encoder import Encoder, EncoderConfig, model_folder, pool
 from deltarec.text.made_tables import METADATA
 from tests.text.tiny import save_tiny_encoder
@@ -101,6 +102,90 @@ def test_a_part_that_is_missing_is_made_again_alike(tmp_path: Path, tiny: Path):
     (tmp_path / "out/_encode.json").unlink()
     with pytest.raises(ValueError, match="is not empty"):
         encode(asked)
+
+
+class Watched(Encoder):
+    """Keeps what it is given."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config, torch.device("cpu"))
+        self.seen: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        self.seen += texts
+        return super().encode(texts)
+
+
+def write_items(folder: Path, titles: dict[int, str]) -> None:
+    table = pa.table({"id": list(titles), "title": pa.array(titles.values(), pa.string())})
+    pq.write_table(table, folder / "items.parquet")
+
+
+def test_only_texts_without_a_vector_are_encoded(tmp_path: Path, tiny: Path):
+    """New rows and changed ones; what is known by its text is taken, from rows that go too."""
+    asked = job(tmp_path, tiny, codes={"levels": 2, "size": 4})
+    write_items(tmp_path, {100: "a", 101: "b", 102: "c", 103: "d", 104: "e", 105: "a"})
+
+    def encoded() -> tuple[Encoded, list[str]]:
+        encoder = Watched(asked.encoder)
+        return encode(asked, encoder), sorted(encoder.seen)
+
+    first, seen = encoded()
+    assert seen == ["a", "b", "c", "d", "e"] and (first["encoded"], first["parts"]) == (5, 2)
+    before = dict(zip(*vectors(tmp_path), strict=True))
+    codes = codes_of(tmp_path)
+    assert torch.equal(before[100], before[105])
+    # 101 has another text, 102 that of 101; 103 is gone, 106 has its text; 107 and 108 are new.
+    changed = {100: "a", 101: "new", 102: "b", 104: "e", 105: "a", 106: "d", 107: "x", 108: "x"}
+    write_items(tmp_path, changed)
+    second, seen = encoded()
+    assert seen == ["new", "x"]
+    assert (second["encoded"], second["removed"], second["rows"]) == (2, 3, 8)
+    after = dict(zip(*vectors(tmp_path), strict=True))
+    assert sorted(after) == sorted(changed) and len(vectors(tmp_path)[0]) == len(changed)
+    for id, text in changed.items():
+        old = {"a": 100, "b": 101, "c": 102, "d": 103, "e": 104}.get(str(text))
+        assert old is None or torch.equal(after[id], before[old]), id
+    assert torch.equal(after[107], after[108]) and not torch.equal(after[101], before[101])
+    assert codes_of(tmp_path)[106] == codes[103], "the same centres as before"
+    whole = Encoder(asked.encoder, torch.device("cpu")).encode(["new"])[0]
+    torch.testing.assert_close(after[101].float(), whole, rtol=2**-9, atol=2**-10)
+    third, seen = encoded()
+    assert seen == [] and (third["encoded"], third["removed"]) == (0, 0)
+
+
+class Failing(Encoder):
+    """Fails at a text of its own."""
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        if "x9" in texts:
+            raise KeyboardInterrupt
+        return super().encode(texts)
+
+
+def test_an_update_that_was_killed_goes_on(tmp_path: Path, tiny: Path):
+    """The same rows and bits as without; parts that are whole stay, nothing is there twice."""
+    texts = {id: f"x{id}" for id in range(12)}
+    found = []
+    for folder in (tmp_path / "killed", tmp_path / "undisturbed"):
+        folder.mkdir()
+        asked = job(folder, tiny)
+        write_items(folder, {id: text for id, text in texts.items() if id < 4} | {2: "old"})
+        encode(asked)
+        write_items(folder, texts | {12: "old", 13: "x5"})
+        if folder.name == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                encode(asked, Failing(asked.encoder, torch.device("cpu")))
+        found.append(encode(asked))
+        found.append(vectors(folder))
+    assert found[0]["removed"] == 1 and (found[0]["encoded"], found[2]["encoded"]) == (5, 9)
+    assert found[1][0] == found[3][0] and sorted(found[1][0]) == list(range(14))
+    assert torch.equal(found[1][1], found[3][1])
+
+
+def codes_of(folder: Path) -> dict[int, list[int]]:
+    table = pq.read_table(folder / "out/codes")
+    return dict(zip(table["id"].to_pylist(), table["codes"].to_pylist(), strict=True))
 
 
 def test_semantic_ids(tmp_path: Path, tiny: Path):

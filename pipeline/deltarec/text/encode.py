@@ -2,20 +2,22 @@
 """`deltarec text encode`: text of items or users to vectors, by a frozen encoder, in Parquet.
 
 `OUTPUT/vectors/` has one row for each row with any text: its key, and `vector`, a list of fixed
-length. It is written in *parts* of so many rows, each of which gets its name when it is on the
-disk; a job that was killed goes on after those that are there. Which texts are encoded together
-follows from the part alone, so a resumed job writes what an undisturbed one writes, bit for bit.
+length; beside them what text that was (`stored_vectors.py`). It is written in *parts* of so many
+rows, each of which gets its name when it is on the disk; a job that was killed goes on after those
+that are there, and writes what an undisturbed one writes, bit for bit. A job over rows that have
+changed since encodes the texts that have no vector yet: what is known by content is taken over.
 
 With `codes`, `OUTPUT/codes/` has for each of these rows its semantic id (`residual.py`): `codes`,
-one number from 1 on for each level.
+one number from 1 on for each level. The centres stay in `OUTPUT/centres/`, so that a row keeps its
+codes when others are added.
 """
 
-import hashlib
-import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field, model_validator
@@ -25,8 +27,9 @@ from deltarec.config import Config
 from deltarec.progress import Progress
 from deltarec.text.encoder import Encoder, EncoderConfig
 from deltarec.text.made_tables import begin_folder, lists_by_key, made_with, write_table
-from deltarec.text.residual import ResidualConfig, residual_codes
+from deltarec.text.residual import Centres, ResidualConfig, fit, residual_codes
 from deltarec.text.rows import TextRows, as_text
+from deltarec.text.stored_vectors import TEXT, TOKENS, StoredVectors, Vector, chunks, hash_of
 from deltarec.text.template import Budget, Renderer, Template, load_template
 
 
@@ -64,7 +67,9 @@ class Encoded(TypedDict):
     """Rows without text."""
     truncated: int
     encoded: int
-    """Rows, not counting what was there."""
+    """Texts, not counting what was known."""
+    removed: int
+    """Rows of an earlier job that are gone, or have another text now."""
     parts: int
     dim: int
     output: str
@@ -72,44 +77,41 @@ class Encoded(TypedDict):
     """What `residual_codes` found."""
 
 
-def encode(job: EncodeJob) -> Encoded:
-    """Encode all rows that have no vector in the output yet.
+def encode(job: EncodeJob, encoder: Encoder | None = None) -> Encoded:
+    """Encode all texts that have no vector in the output yet.
+
+    Args:
+        job: what to encode.
+        encoder: the job's, where it is loaded already.
 
     Raises:
         ValueError: the job, its files, the encoder or what the output holds is not as needed.
     """
     template = load_template(job.template)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = Encoder(job.encoder, device)
+    encoder = encoder or Encoder(job.encoder, device)
     texts, empty = texts_of(job.rows, template, job.encoder.model)
-    keys = list(texts)
-    folder = Path(job.output, "vectors")
-    identity = _identity(job, template, encoder, texts)
+    identity = {
+        "template": template.identity,
+        "encoder": encoder.identity,
+        "dtype": job.dtype,
+        "columns": [job.rows.key, "vector", TEXT, TOKENS],
+    }
     begin_folder(Path(job.output), "_encode.json", identity, "vectors")
-    folder.mkdir(exist_ok=True)
-    starts = range(0, len(keys), job.rows_per_part)
-    progress = Progress("encode", len(keys))
-    encoded = truncated = 0
-    for part, start in enumerate(starts):
-        chosen = keys[start : start + job.rows_per_part]
-        path = folder / f"part-{part:05}.parquet"
-        if not path.is_file():
-            vectors, cut = _encode_part(encoder, [texts[key] for key in chosen])
-            table = lists_by_key(job.rows.key, chosen, "vector", vectors, job.dtype)
-            write_table(table, path, {**identity, "truncated": cut})
-            encoded += len(chosen)
-        truncated += made_with(pq.read_schema(path))["truncated"]
-        progress.update(len(chosen), f"{truncated} cut to {job.encoder.max_tokens} tokens")
-    progress.close()
+    hashes = {key: hash_of(text) for key, text in texts.items()}
+    stored = StoredVectors(Path(job.output, "vectors"), job.rows.key, hashes)
+    encoded = _encode_missing(job, encoder, texts, hashes, stored, identity)
     answer: Encoded = {
-        "rows": len(keys) + empty,
+        "rows": len(texts) + empty,
         "empty": empty,
-        "truncated": truncated,
+        "truncated": 0,
         "encoded": encoded,
-        "parts": len(starts),
+        "removed": stored.remove_stale(),
+        "parts": len(stored.parts),
         "dim": encoder.dim,
         "output": job.output,
     }
+    answer["truncated"] = stored.longer_than(job.encoder.max_tokens)
     if job.codes is not None:
         answer["codes"] = _write_codes(job, job.codes, identity)
     return answer
@@ -137,22 +139,34 @@ def texts_of(rows: TextRows, template: Template, tokenizer: str) -> tuple[dict[i
     return texts, len(table) - len(texts)
 
 
-def _identity(
-    job: EncodeJob, template: Template, encoder: Encoder, texts: dict[int, str]
-) -> dict[str, Any]:
-    content = json.dumps(list(texts.items()), ensure_ascii=False).encode()
-    return {
-        "template": template.identity,
-        "encoder": encoder.identity,
-        "dtype": job.dtype,
-        "batch_size": job.encoder.batch_size,
-        "rows_per_part": job.rows_per_part,
-        "texts": hashlib.sha256(content).hexdigest(),
-    }
+def _encode_missing(
+    job: EncodeJob,
+    encoder: Encoder,
+    texts: dict[int, str],
+    hashes: dict[int, bytes],
+    stored: StoredVectors,
+    identity: dict[str, Any],
+) -> int:
+    """Add parts for the rows without a vector; returns how many texts the encoder has seen."""
+    counts = Counter(hashes[key] for key in stored.missing)
+    known = stored.of_texts(counts.keys())
+    progress = Progress("encode", len(texts), len(texts) - len(stored.missing))
+    encoded = 0
+    for chosen in chunks(stored.missing, job.rows_per_part):
+        new = {hashes[key]: texts[key] for key in chosen if hashes[key] not in known}
+        made = dict(zip(new, _encode(encoder, list(new.values())), strict=True))
+        stored.add({key: hashes[key] for key in chosen}, known | made, job.dtype, identity)
+        known |= {text: vector for text, vector in made.items() if counts[text] > 1}
+        encoded += len(new)
+        progress.update(len(chosen), f"{encoded} texts")
+    progress.close()
+    return encoded
 
 
-def _encode_part(encoder: Encoder, texts: list[str]) -> tuple[np.ndarray, int]:
-    """Vectors `[texts, dim]`, and how many texts were cut; texts of like length go together."""
+def _encode(encoder: Encoder, texts: list[str]) -> list[Vector]:
+    """The vectors of a part's texts, of which those of like length go together."""
+    if not texts:
+        return []
     lengths = [len(tokens) for tokens in encoder.tokens(texts)]
     order = sorted(range(len(texts)), key=lengths.__getitem__)
     vectors = torch.empty(len(texts), encoder.dim)
@@ -164,20 +178,36 @@ def _encode_part(encoder: Encoder, texts: list[str]) -> tuple[np.ndarray, int]:
         raise ValueError(
             f"encoder.compute: {encoder.config.compute} gives values that are not finite; take fp32"
         )
-    return vectors.numpy(), sum(length > encoder.config.max_tokens for length in lengths)
+    return list(zip(vectors.numpy(), lengths, strict=True))
 
 
 def _write_codes(
     job: EncodeJob, config: ResidualConfig, identity: dict[str, Any]
 ) -> dict[str, float]:
+    """Write the codes of all rows, by the centres of an earlier job where there are such."""
     table = pq.read_table(Path(job.output, "vectors"), columns=[job.rows.key, "vector"])
-    flat = table["vector"].combine_chunks().flatten().to_numpy()  # pyright: ignore
-    vectors = torch.from_numpy(flat.reshape(len(table), -1).astype(np.float32))
-    codes, found = residual_codes(vectors, config)
+    vectors = torch.from_numpy(_lists(table["vector"]))
+    identity = {**identity, "codes": config.model_dump(mode="json")}
+    path = Path(job.output, "centres", "part-00000.parquet")
+    if path.is_file() and made_with(pq.read_schema(path)) == identity:
+        flat = torch.from_numpy(_lists(pq.read_table(path)["centre"]))
+        centres = Centres(flat[0], flat[1:].unflatten(0, (config.levels, config.size)))
+    else:
+        centres = fit(vectors, config)
+        flat = torch.cat([centres.mean.unsqueeze(0), centres.levels.flatten(0, 1)]).numpy()
+        path.parent.mkdir(exist_ok=True)
+        number = list(range(len(flat)))
+        write_table(lists_by_key("number", number, "centre", flat, "fp32"), path, identity)
+    codes, found = residual_codes(vectors, centres)
     folder = Path(job.output, "codes")
     folder.mkdir(exist_ok=True)
     keys = table[job.rows.key].to_pylist()
     rows = lists_by_key(job.rows.key, keys, "codes", codes.numpy(), "int32")
-    identity = {**identity, "codes": config.model_dump(mode="json")}
     write_table(rows, folder / "part-00000.parquet", identity)
     return found
+
+
+def _lists(column: pa.ChunkedArray) -> np.ndarray:
+    """Lists of one length, float32 `[rows, length]`."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)  # pyright: ignore
+    return flat.reshape(len(column), -1).astype(np.float32)

@@ -7,6 +7,8 @@ the centres of each level are k-means', fitted to the residuals themselves). Cod
 a table of codes, 0 is the row of an item without text.
 """
 
+from typing import NamedTuple
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -30,12 +32,17 @@ class ResidualConfig(Config):
     seed: int = 0
 
 
-def residual_codes(vectors: Tensor, config: ResidualConfig) -> tuple[Tensor, dict[str, float]]:
-    """Codes int64 `[N, levels]` of vectors float32 `[N, D]`, from 1 to `size`.
+class Centres(NamedTuple):
+    """What codes are numbers of."""
 
-    Returns:
-        The codes; and `explained`, the share of the variance that all levels together explain, and
-        `shared`, the share of vectors whose codes another vector has too.
+    mean: Tensor
+    """`[D]`, of the vectors that the centres were fitted to; residuals begin from it."""
+    levels: Tensor
+    """`[levels, size, D]`"""
+
+
+def fit(vectors: Tensor, config: ResidualConfig) -> Centres:
+    """Centres of each level, for vectors float32 `[N, D]`.
 
     Raises:
         ValueError: there are fewer vectors than centres.
@@ -45,17 +52,32 @@ def residual_codes(vectors: Tensor, config: ResidualConfig) -> tuple[Tensor, dic
             f"codes.size: {config.size} centres for {len(vectors)} vectors; take fewer"
         )
     random = torch.Generator().manual_seed(config.seed)
-    centred = vectors - vectors.mean(0)
-    residuals, codes = centred, []
-    fitted = torch.randperm(len(vectors), generator=random)[: config.fit_rows]
+    mean = vectors.mean(0)
+    drawn = torch.randperm(len(vectors), generator=random)[: config.fit_rows]
+    residuals, levels = vectors[drawn] - mean, []
     for _ in range(config.levels):
-        centres = kmeans(residuals[fitted], config.size, config.iterations, random)
-        nearest = _nearest(residuals, centres)[1]
-        residuals = residuals - centres[nearest]
+        centres = kmeans(residuals, config.size, config.iterations, random)
+        residuals = residuals - centres[_nearest(residuals, centres)[1]]
+        levels.append(centres)
+    return Centres(mean, torch.stack(levels))
+
+
+def residual_codes(vectors: Tensor, centres: Centres) -> tuple[Tensor, dict[str, float]]:
+    """Codes int64 `[N, levels]` of vectors float32 `[N, D]`, from 1 to `size`.
+
+    Returns:
+        The codes; and `explained`, the share of the variance that all levels together explain, and
+        `shared`, the share of vectors whose codes another vector has too.
+    """
+    residuals, codes = vectors - centres.mean, []
+    for level in centres.levels:
+        nearest = _nearest(residuals, level)[1]
+        residuals = residuals - level[nearest]
         codes.append(nearest + 1)
     found = torch.stack(codes, dim=1)
     counts = found.unique(dim=0, return_counts=True)[1]
-    left = residuals.square().sum() / centred.square().sum().clamp(min=1e-30)
+    variance = (vectors - vectors.mean(0)).square().sum().clamp(min=1e-30)
+    left = residuals.square().sum() / variance
     shared = counts[counts > 1].sum() / len(found)
     return found, {"explained": 1 - float(left), "shared": float(shared)}
 

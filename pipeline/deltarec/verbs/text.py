@@ -40,7 +40,7 @@ def _encode(options: argparse.Namespace) -> Answer:
     answer = encode(load(EncodeJob, options.config, options.set))
     text = (
         f"{answer['rows'] - answer['empty']:,} of {answer['rows']:,} rows have vectors of "
-        f"{answer['dim']} columns, {answer['encoded']:,} of them new; {answer['empty']:,} have no "
+        f"{answer['dim']} columns, {answer['encoded']:,} texts encoded now; {answer['empty']:,} have no "
         f"text, {answer['truncated']:,} were too long\nvectors: {answer['output']}"
     )
     return Answer(answer, text)
