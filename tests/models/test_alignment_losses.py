@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltarec.config import validate
 from deltarec.layers.dropout import uniform
 from deltarec.models import ALIGNMENT_LOSSES
+from tests.conftest import run_ranks
 from tests.models.views import ROWS, SHAPES, TOKENS, World, check_against, keyed
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -87,6 +89,47 @@ def test_masked_token():
                 values.append(logits.logsumexp(0) - logits[world.numbers[i, t]])
     assert len(values) >= 3
     check_against(loss, world, torch.stack(values).mean())
+
+
+def gradients(world: World, loss: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of what a rank has of its own, and of what is the same on all ranks."""
+    loss(world.views()).backward()
+    own = {name: getattr(world, name).grad for name in ("user", "item", "embeddings")}
+    shared = {name: p.grad for name, p in loss.named_parameters()} | {"weight": world.weight.grad}
+    assert all(gradient is not None for gradient in [*own.values(), *shared.values()])
+    return own, shared
+
+
+def of_a_rank(names: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    rows = slice(dist.get_rank() * ROWS // 2, (dist.get_rank() + 1) * ROWS // 2)
+    return {
+        name: gradients(World().share(rows), keyed(loss_of(name, **OPTIONS[name]), rows))
+        for name in names
+    }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "contrastive": {"dim": 4, "subspaces": 2, "temperature": 0.3},
+    "masked_feature": {"rate": 0.6},
+    "masked_token": {"rate": 0.5},
+}
+
+
+def test_gradients_on_two_ranks_are_those_of_the_whole_batch():
+    """Equal, and not only in proportion: an optimiser such as SGD takes the same step.
+
+    Gradients of tables and of replicated parameters are the ranks' divided by their number, as
+    TorchRec and DistributedDataParallel do. One rank has padding, so counts are unequal; equal
+    texts and equal items are on two ranks.
+    """
+    ranks = run_ranks(2, of_a_rank, list(ALIGNMENT_LOSSES))
+    for name in ALIGNMENT_LOSSES:
+        own, shared = gradients(World(), loss_of(name, **OPTIONS[name]))
+        got = {key: torch.cat([found[name][0][key] for found in ranks]) / 2 for key in own}
+        got |= {key: sum(found[name][1][key] for found in ranks) / 2 for key in shared}
+        for key, wanted in {**own, **shared}.items():
+            torch.testing.assert_close(got[key], wanted, rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+            assert wanted.any(), (name, key)
 
 
 @pytest.mark.parametrize("name", ALIGNMENT_LOSSES)

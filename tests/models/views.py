@@ -39,6 +39,16 @@ class World:
     def leaves(self) -> list[Tensor]:
         return [self.user, self.item, self.weight, self.embeddings]
 
+    def share(self, rows: slice) -> "World":
+        """The world of a rank that has some of the samples."""
+        mine = World()
+        for name in ("user", "item", "embeddings"):
+            setattr(mine, name, getattr(self, name)[rows].detach().requires_grad_())
+        for name in ("mask", "numbers", "hashes", "real"):
+            setattr(mine, name, getattr(self, name)[rows])
+        mine.ids = {name: ids[rows] for name, ids in self.ids.items()}
+        return mine
+
     def represent(self, vectors: dict[str, Tensor]) -> Tensor:
         return torch.cat([vectors["user"], vectors["item"]], dim=1) @ self.weight
 
@@ -64,9 +74,9 @@ class World:
         return Views(features, text, self.real)
 
 
-def keyed(loss: nn.Module) -> nn.Module:
+def keyed(loss: nn.Module, rows: slice = slice(None)) -> nn.Module:
     """The loss, told of the samples."""
-    set_sample_keys(loss, torch.arange(ROWS) * 1_000_003)
+    set_sample_keys(loss, torch.arange(ROWS)[rows] * 1_000_003)
     return loss
 
 

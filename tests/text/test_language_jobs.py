@@ -55,7 +55,12 @@ def train_all(where: Path, jobs: dict[str, Job]) -> dict[str, Any]:
 def test_any_number_of_ranks(folder: Path, tmp_path: Path, one_process: Any):
     jobs = {
         "aligned": first_stage(folder),
-        "vectors": vector_job(folder, train__max_steps=4),
+        "vectors": vector_job(  # by optimisers that know how long a gradient is
+            folder,
+            train__max_steps=4,
+            train__optimizer__dense={"name": "sgd", "lr": 0.5},
+            embedding__optimizer={"name": "sgd", "lr": 0.5},
+        ),
         "scored": scored(folder),
     }
     for name in jobs:

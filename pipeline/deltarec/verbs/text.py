@@ -40,8 +40,8 @@ def _encode(options: argparse.Namespace) -> Answer:
     answer = encode(load(EncodeJob, options.config, options.set))
     text = (
         f"{answer['rows'] - answer['empty']:,} of {answer['rows']:,} rows have vectors of "
-        f"{answer['dim']} columns, {answer['encoded']:,} texts encoded now; {answer['empty']:,} have no "
-        f"text, {answer['truncated']:,} were too long\nvectors: {answer['output']}"
+        f"{answer['dim']} columns, {answer['encoded']:,} texts encoded now; {answer['empty']:,} "
+        f"have no text, {answer['truncated']:,} were too long\nvectors: {answer['output']}"
     )
     return Answer(answer, text)
 
