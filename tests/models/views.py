@@ -67,7 +67,9 @@ class World:
             self.represent(vectors),
             vectors,
             self.ids,
-            lambda new: self.represent(vectors | dict(new)),
+            lambda hidden: self.represent(
+                {n: torch.where(hidden[n].unsqueeze(1), 0, v) for n, v in vectors.items()}
+            ),
         )
         tokens = Tokens(self.numbers, self.vocabulary, self.read)
         text = Text(states, self.mask, pooled, self.hashes, self.real, tokens)

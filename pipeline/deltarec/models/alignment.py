@@ -19,9 +19,10 @@ from deltarec.data.batch import Batch
 from deltarec.data.schema import IdFeature, Schema
 from deltarec.embeddings.collections import Embedded
 from deltarec.models import ALIGNMENT_LOSSES
+from deltarec.models.hidden import showing
 from deltarec.models.roles import Features, Text, Tokens, Views, ViewShapes
 from deltarec.text.language_model import LanguageModel
-from deltarec.text.prompt import ABSENT, Prompt, Prompts, hash_vectors
+from deltarec.text.prompt import ABSENT, Prompt, Prompts, features_of, hash_vectors
 
 
 class AlignConfig(Config):
@@ -78,12 +79,17 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        soft = features_of(config.prompt, "soft") if config.prompt is not None else []
         self.features = [
             name
             for name in schema.trained
-            if isinstance(schema.sparse[name], IdFeature) and name not in texts
+            if isinstance(schema.sparse[name], IdFeature)
+            and name not in texts
+            and not showing(schema, name).intersection(soft)
+            and not (schema.scenario and schema.scenario.column == schema.column(name))
         ]
-        """That a loss may hide: those of one id, of trained tables."""
+        """That a loss may hide: those of one id, of trained tables, if nothing else shows them that
+        cannot be hidden with them."""
         self.prompt = None
         width = sum(dims[name] for name in config.vectors)
         if config.prompt is not None:
@@ -103,7 +109,7 @@ class Alignment(nn.Module):
         found: Embedded,
         batch: Batch,
         representation: Tensor,
-        represent: Callable[[Mapping[str, Tensor]], Tensor],
+        hide: Callable[[Mapping[str, Tensor]], Tensor],
         language_model: LanguageModel | None,
     ) -> Tensor:
         """This rank's shares of the losses, each times its weight: `[A]`.
@@ -112,14 +118,14 @@ class Alignment(nn.Module):
             found: the looked-up vectors.
             batch: whose they are.
             representation: `[B, H]`, of the trunk.
-            represent: the same with some features' vectors replaced.
+            hide: the same without some samples' ids.
             language_model: as in the constructor.
         """
         features = Features(
             representation,
             {name: found.pooled[name] for name in self.features},
             {name: batch.ids(name) for name in self.features},
-            represent,
+            hide,
         )
         if self.prompt is None:
             vectors = torch.cat([found.pooled[name] for name in self.config.vectors], dim=1)

@@ -22,9 +22,9 @@ from deltarec.models.roles import AlignmentLoss, Views, ViewShapes
 class MaskedFeature(AlignmentLoss):
     """`−log softmax_j(W_f [x̃_i; a_i] · v_j)_i`, the mean over hidden features f of samples i.
 
-    x̃ is the representation with the hidden features' vectors zero, and a the text's tokens by
-    attention from it, `softmax_t(W x̃ · s_t / √D)`. The v_j are f's vectors of the samples of all
-    ranks: of i itself, and of those with another id.
+    x̃ is the representation without the hidden ids, wherever they stand (`hidden.py`), and a the
+    text's tokens by attention from it, `softmax_t(W x̃ · s_t / √D)`. The v_j are f's vectors of the
+    samples of all ranks: of i itself, and of those with another id.
     """
 
     class Config(BaseConfig):
@@ -38,7 +38,10 @@ class MaskedFeature(AlignmentLoss):
     def __init__(self, config: Config, shapes: ViewShapes) -> None:
         super().__init__(config, shapes)
         if not shapes.fields:
-            raise ValueError("model.align: masked_feature hides features of one id; there are none")
+            raise ValueError(
+                "model.align: masked_feature hides features of one id that no soft token of the "
+                "prompt and no scenario shows; there are none"
+            )
         self.config = config
         self.draw = Keyed()
         self.query = nn.Linear(shapes.representation, shapes.text)
@@ -54,11 +57,8 @@ class MaskedFeature(AlignmentLoss):
         ids = torch.stack([views.features.ids[name] for name in vectors_of], dim=1)
         hidden = uniform(self.draw.bits(ids)) < self.config.rate
         hidden &= (ids >= 0) & views.real.unsqueeze(1)
-        replaced = {
-            name: torch.where(hidden[:, f : f + 1], 0, vectors)
-            for f, (name, vectors) in enumerate(vectors_of.items())
-        }
-        representation = views.features.represent(replaced).float()
+        masks = dict(zip(vectors_of, hidden.unbind(1), strict=True))
+        representation = views.features.hide(masks).float()
         scores = torch.einsum("bd,btd->bt", self.query(representation).float(), states)
         scores = scores / states.shape[2] ** 0.5
         weights = scores.masked_fill(~views.text.mask, -torch.inf).softmax(dim=1)

@@ -37,6 +37,7 @@ from deltarec.models import (
     TRUNKS,
 )
 from deltarec.models.alignment import AlignConfig, Alignment
+from deltarec.models.hidden import without
 from deltarec.models.losses import LossTerm
 from deltarec.models.mean import MeanEncoder
 from deltarec.models.pairs import PairNetwork
@@ -203,7 +204,7 @@ class Network(nn.Module):
         assert self.alignment is not None
         seen = self._see(batch, outputs)
         shares = self.alignment(
-            seen.found, batch, seen.representation, seen.represent, self.language_model
+            seen.found, batch, seen.representation, seen.hide, self.language_model
         )
         return seen.columns, shares
 
@@ -226,28 +227,35 @@ class Network(nn.Module):
         thinned = {name: dropout(found.pooled[name]) for name, dropout in self.dropouts.items()}
         adapted = replace(found, pooled=found.pooled | thinned)
         autocast = torch.autocast(batch.dense.device.type, torch.bfloat16, enabled=self.bf16)
-        with autocast:
-            if self.text is not None:
-                adapted = self._adapted(adapted, self.text)
-            vectors = {name: adapted.pooled[name] for name in self.single}
-            for name, encoder in self.encoders.items():
-                target = self.schema.sequences[name].target
-                names = self.schema.sequence_groups[name]
-                group = [adapted.sequences[other] for other in names]
-                encoded = encoder(adapted.pooled[target] if target else None, group)
-                vectors |= zip(names, encoded, strict=True)
-
-        def represent(replaced: Mapping[str, Tensor]) -> Tensor:
-            fields = Fields(list((vectors | dict(replaced)).values()), batch.dense)
+        if self.text is not None:
             with autocast:
+                adapted = self._adapted(adapted, self.text)
+
+        def represent(vectors: Embedded) -> Tensor:
+            with autocast:
+                fields = Fields(list(self._fields(vectors).values()), batch.dense)
                 return self.scenario(fields, batch.scenario)
 
-        representation = represent({})
+        def hide(hidden: Mapping[str, Tensor]) -> Tensor:
+            return represent(without(adapted, batch, self.schema, hidden))
+
+        representation = represent(adapted)
         with autocast:
             columns = self.heads(representation)
         if self.scorer is not None:
             columns = self.scorer(columns, self.language_model, found, batch.index)
-        return _Seen(found, represent, representation, columns)
+        return _Seen(found, hide, representation, columns)
+
+    def _fields(self, found: Embedded) -> dict[str, Tensor]:
+        """The vectors of the trunk's fields, one a sample: encoded, where they are sequences."""
+        vectors = {name: found.pooled[name] for name in self.single}
+        for name, encoder in self.encoders.items():
+            target = self.schema.sequences[name].target
+            names = self.schema.sequence_groups[name]
+            group = [found.sequences[other] for other in names]
+            encoded = encoder(found.pooled[target] if target else None, group)
+            vectors |= zip(names, encoded, strict=True)
+        return vectors
 
     def _context(self, found: Embedded, batch: Batch) -> Tensor:
         """What the agent's critics see of a sample's other features, `[B, C]`."""
@@ -306,8 +314,8 @@ class _Seen:
     """What a network has made of a batch."""
 
     found: Embedded
-    represent: Callable[[Mapping[str, Tensor]], Tensor]
-    """The representation with the vectors of some fields replaced."""
+    hide: Callable[[Mapping[str, Tensor]], Tensor]
+    """The representation without some samples' ids, as in `without`."""
     representation: Tensor
     columns: Tensor
 

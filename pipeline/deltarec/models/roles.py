@@ -217,8 +217,9 @@ class Features:
     """Of each feature that may be hidden its vectors `[B, D_f]`."""
     ids: Mapping[str, Tensor]
     """Likewise its ids int64 `[B]`, -1 for none."""
-    represent: Callable[[Mapping[str, Tensor]], Tensor]
-    """The representation with the vectors of some of these features replaced."""
+    hide: Callable[[Mapping[str, Tensor]], Tensor]
+    """The representation without some ids: of some of these features, which samples' ids are not
+    to be seen, bool `[B]`."""
 
 
 @dataclass(frozen=True)
