@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,7 @@ def users(folder: Path, events: list[tuple[int, int, int, int]], **options: Any)
         "item": "item",
         "items": {"source": str(folder / "items.parquet"), "key": "id"},
         "cuts": {"source": source, "user": "user", "column": "cut"},
+        "static": ["name"],
         **options,
     }
     text = {"text": "{name}: {history}", "event": "{title} {stars}", "separator": ", "}
@@ -413,6 +415,96 @@ def test_each_user_has_one_cut(tmp_path: Path, of: list[Any], message: str):
     tree["history"]["cuts"]["source"] = str(tmp_path / "cuts.parquet")
     with pytest.raises(ValueError, match=message):
         augment(validate(AugmentJob, tree, "test"))
+
+
+def with_rows(asked: AugmentJob, folder: Path, text: str, **columns: list[Any]) -> dict[str, Any]:
+    """The job with other columns of its users, and another template."""
+    tree = asked.model_dump()
+    people = pq.read_table(folder / "users.parquet").to_pydict() | columns
+    pq.write_table(pa.table(people), folder / "people.parquet")
+    tree["rows"]["source"] = str(folder / "people.parquet")
+    tree["template"]["text"] = text
+    return tree
+
+
+def test_what_events_may_have_made_of_a_users_row_is_no_way_round(tmp_path: Path):
+    """Aggregates and lists over all time: declared, or held against the cut."""
+    text = "{name} liked {liked}: {history}"
+    liked = [["film 7"], ["film 8"]]
+    tree = with_rows(users(tmp_path, PAST), tmp_path, text, liked=liked)
+    told = "the rows' column 'liked' may be made of events after the cut; name it in history.static"
+    with pytest.raises(ValueError, match=told):
+        validate(AugmentJob, tree, "test")
+    tree["history"]["static"] = ["name", "liked"]
+    found = prompts_of(validate(AugmentJob, tree, "test"), tmp_path)
+    assert found[0] == "Ann liked film 7: film 1 4, unknown 2"
+    for until, message in (
+        (
+            [99, 200],
+            "row of user 2 knows events up to until 200, .* not before the user's cut, 200",
+        ),
+        ([100, None], "row of user 1 knows events up to until 100"),
+        ([9.0, 9.0], "'until' is double, and .*'cut' is int64; both must be of one type"),
+        ([99, None], None),
+    ):
+        asked = users(tmp_path, PAST, static=[], rows_until="until", future="drop")
+        tree = with_rows(asked, tmp_path, text, liked=liked, until=until)
+        asked = validate(AugmentJob, tree, "test")
+        if message is None:
+            assert len(prompts_of(asked, tmp_path)) == 2
+        else:
+            with pytest.raises(ValueError, match=message):
+                prompts_of(asked, tmp_path)
+
+
+NOON = datetime(2020, 1, 2, 12)
+
+
+@pytest.mark.parametrize(
+    ("times", "cut", "message"),
+    [
+        ([99.5, 200.0], pa.int64(), "'time' is double, and .*'cut' is int64; both must be of one"),
+        (["10", "9"], pa.int64(), "'time' is string, and .*both must be of one type"),
+        (
+            [NOON.date()] * 2,
+            pa.timestamp("us"),
+            r"'time' is date32\[day\], and .* is timestamp\[us\]",
+        ),
+        ([NOON, NOON], pa.timestamp("us"), None),
+        ([NOON, datetime(2020, 1, 2, 13)], pa.timestamp("us"), "2020-01-02T13.*is not before"),
+        ([99, None], pa.int64(), "the event of user 1 at time nan .*is not before the user's cut"),
+    ],
+)
+def test_times_that_cannot_be_held_against_the_cut(
+    tmp_path: Path, times: list[Any], cut: pa.DataType, message: str | None
+):
+    """A day, a string or a rounded number may seem to be before a cut that it is after."""
+    tree = users(tmp_path, PAST).model_dump()
+    events = {"user": [1, 1], "item": [1, 2], "stars": [5, 5], "time": times}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    moment = datetime(2020, 1, 2, 13) if pa.types.is_timestamp(cut) else 100
+    cuts = pa.table({"user": [1, 2], "cut": pa.array([moment] * 2, cut)})
+    pq.write_table(cuts, tmp_path / "cuts.parquet")
+    tree["history"]["cuts"]["source"] = str(tmp_path / "cuts.parquet")
+    asked = validate(AugmentJob, tree, "test")
+    if message is None:
+        assert len(prompts_of(asked, tmp_path)) == 2
+        return
+    with pytest.raises(ValueError, match=message):
+        prompts_of(asked, tmp_path)
+
+
+def test_events_without_a_time_are_refused(tmp_path: Path):
+    """Also where only one of several files has none."""
+    asked = users(tmp_path, PAST)
+    (tmp_path / "events").mkdir()
+    events = pq.read_table(tmp_path / "events.parquet")
+    pq.write_table(events, tmp_path / "events/0.parquet")
+    pq.write_table(events.drop_columns("time"), tmp_path / "events/1.parquet")
+    tree = asked.model_dump()
+    tree["history"]["source"] = str(tmp_path / "events")
+    with pytest.raises(ValueError, match=r"1.parquet: column 'time' is missing"):
+        prompts_of(validate(AugmentJob, tree, "test"), tmp_path)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

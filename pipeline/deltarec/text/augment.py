@@ -65,6 +65,9 @@ class AugmentJob(Config):
         template = load_template(self.template)
         if (template.event is not None) != (self.history is not None):
             raise ValueError("history: goes together with {history} of the template")
+        if self.history is not None:
+            columns = [name for name in template.columns if name != self.rows.key]
+            self.history.check_columns(template.name, columns)
         return self
 
 
@@ -176,6 +179,7 @@ class Prompts:
         self.history = None
         if job.history is not None:
             self.history = History(job.history, template.event_fields, self.keys)
+            self.history.check_rows(job.rows)
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -4,6 +4,11 @@
 Each user has a *cut*, say the time of the first sample that a model is evaluated on. An event at
 the cut or after it is the future. It stops the job and is named (`future: refuse`), before any
 request is made, or is left out (`future: drop`) and counted.
+
+Columns of a user's own row may be made of events too: counts, lists, an answer to another prompt.
+So each that a template has must be said to know none (`static`), or the rows say up to when they
+know (`rows_until`), which is held against the cut. What describes items, and what an event's own
+columns know, is taken as it is.
 """
 
 from collections.abc import Iterable
@@ -11,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from deltarec.config import Config
@@ -26,7 +32,7 @@ class Cuts(Config):
     user: str
     """Integer column of the user."""
     column: str
-    """Column of the cut, of the kind of the events' `time`."""
+    """Column of the cut, of the type of the events' `time`, and of its unit."""
 
 
 class HistoryConfig(Config):
@@ -37,7 +43,7 @@ class HistoryConfig(Config):
     user: str
     """Integer column of the user."""
     time: str
-    """Number that orders a user's events."""
+    """Number, date or timestamp that orders a user's events."""
     cuts: Cuts
     item: str | None = None
     """Integer column of the item, to be described by `items`."""
@@ -47,6 +53,25 @@ class HistoryConfig(Config):
     """Only the latest so many events before the cut are looked at."""
     future: Literal["refuse", "drop"] = "refuse"
     """What to do with an event that is not before the user's cut: stop, or leave it out."""
+    static: list[str] = []  # noqa: RUF012
+    """Columns of the users' rows that no event has made, such as a name."""
+    rows_until: str | None = None
+    """Column of the users' rows, of the type of `time`: when the latest event was that the other
+    columns are made of; null for none. It must be before the user's cut."""
+
+    def check_columns(self, name: str, columns: Iterable[str]) -> None:
+        """Refuse columns of users' rows of which nobody has said what they know.
+
+        Raises:
+            ValueError: there is such a column in a template.
+        """
+        unknown = [column for column in columns if column not in self.static]
+        if unknown and self.rows_until is None:
+            raise ValueError(
+                f"template {name}: the rows' column '{unknown[0]}' may be made of events after the "
+                "cut; name it in history.static if no event has made it, or say by "
+                "history.rows_until up to when the rows know events"
+            )
 
 
 class History:
@@ -76,6 +101,7 @@ class History:
             check_ids(events, column, config.source, unique=False)
         events = events.filter(pa.array(np.isin(events[config.user].to_numpy(), wanted)))
         self.dropped = 0
+        self._cuts = _Cuts(config)
         events = self._before_cuts(events)
         user, time = (events[name].to_numpy() for name in (config.user, config.time))
         order = np.lexsort((time, user))
@@ -115,32 +141,96 @@ class History:
                 event.update(self._described.get(item, nothing))
         return found
 
+    def check_rows(self, rows: TextRows) -> None:
+        """Hold what the users' own rows are made of against the cuts.
+
+        Raises:
+            ValueError: a row knows the future, or a user has no cut.
+        """
+        until = self.config.rows_until
+        if until is None:
+            return
+        table = read_columns(rows.source, [rows.key, until])
+        self._cuts.require_type(rows.source, until, table.schema.field(until).type)
+        table = table.filter(pc.is_valid(table[until]))  # pyright: ignore[reportAttributeAccessIssue]
+        users, times = table[rows.key].to_numpy(), table[until].to_numpy()
+        moments = self._cuts.of(users, "a row")
+        future = np.flatnonzero(~(times < moments))
+        if len(future):
+            row = future[0]
+            raise ValueError(
+                f"{rows.source}: the row of user {users[row]} knows events up to {until} "
+                f"{times[row]}, which is not before the user's cut, {moments[row]}: a prompt must "
+                "not know the future; make the rows of earlier events"
+            )
+
     def _before_cuts(self, events: pa.Table) -> pa.Table:
         config = self.config
+        self._cuts.require_type(config.source, config.time, events.schema.field(config.time).type)
         users, times = (events[name].to_numpy() for name in (config.user, config.time))
-        cuts = read_columns(config.cuts.source, [config.cuts.user, config.cuts.column])
-        check_ids(cuts, config.cuts.user, config.cuts.source, unique=True)
-        known = cuts[config.cuts.user].to_numpy().astype(np.int64)
-        order = np.argsort(known, kind="stable")
-        known, moments = known[order], cuts[config.cuts.column].to_numpy()[order]
-        place = np.searchsorted(known, users)
-        absent = (place == len(known)) | (known[np.minimum(place, len(known) - 1)] != users)
-        if absent.any():
-            raise ValueError(
-                f"{config.cuts.source}: user {users[absent][0]} has events and no cut; give each "
-                "user one"
-            )
-        future = ~(times < moments[place])  # also a time or a cut that is no number
+        moments = self._cuts.of(users, "events")
+        future = ~(times < moments)  # also a time or a cut that is no number
         if future.any() and config.future == "refuse":
             row = int(np.flatnonzero(future)[0])
             item = f" ({config.item} {events[config.item][row]})" if config.item else ""
             raise ValueError(
                 f"{config.source}: the event of user {users[row]} at {config.time} {times[row]}"
-                f"{item} is not before the user's cut, {moments[place][row]}: a prompt must not "
+                f"{item} is not before the user's cut, {moments[row]}: a prompt must not "
                 "know the future; leave such events out, or set history.future to drop"
             )
         self.dropped = int(future.sum())
         return events.filter(pa.array(~future))
+
+
+class _Cuts:
+    """The moment of each user."""
+
+    def __init__(self, config: HistoryConfig) -> None:
+        self.config = config.cuts
+        cuts = read_columns(self.config.source, [self.config.user, self.config.column])
+        check_ids(cuts, self.config.user, self.config.source, unique=True)
+        self._type = cuts.schema.field(self.config.column).type
+        users = cuts[self.config.user].to_numpy().astype(np.int64)
+        order = np.argsort(users, kind="stable")
+        self._users, self._moments = users[order], cuts[self.config.column].to_numpy()[order]
+
+    def require_type(self, source: str, column: str, found: pa.DataType) -> None:
+        """Refuse times that cannot be held against the cuts: a day holds what comes after noon.
+
+        Raises:
+            ValueError: they are of another type.
+        """
+        if _kind(found) is None or _kind(found) != _kind(self._type):
+            raise ValueError(
+                f"{source}: column '{column}' is {found}, and {self.config.source}: column "
+                f"'{self.config.column}' is {self._type}; both must be of one type, a number, a "
+                "date or a timestamp, to tell what was before"
+            )
+
+    def of(self, users: np.ndarray, has: str) -> np.ndarray:
+        """The cuts of some users.
+
+        Raises:
+            ValueError: a user has none.
+        """
+        place = np.searchsorted(self._users, users)
+        found = self._users[np.minimum(place, len(self._users) - 1)]
+        absent = (place == len(self._users)) | (found != users)
+        if absent.any():
+            raise ValueError(
+                f"{self.config.source}: user {users[absent][0]} has {has} and no cut; give each "
+                "user one"
+            )
+        return self._moments[place]
+
+
+def _kind(found: pa.DataType) -> str | None:
+    """What may be compared with each other: any integers, any fractions, dates or timestamps."""
+    if pa.types.is_integer(found):
+        return "integer"
+    if pa.types.is_floating(found):
+        return "fraction"
+    return str(found) if pa.types.is_date(found) or pa.types.is_timestamp(found) else None
 
 
 def _columns(source: str) -> list[str]:
