@@ -29,6 +29,24 @@ TRY_AGAIN = 75
 """Exit code of a job that was told to end and has saved its state (EX_TEMPFAIL)."""
 
 
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """On SIGTERM leave all contexts, which save what they have, and exit with TRY_AGAIN.
+
+    A second one does not disturb them.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(TRY_AGAIN)  # whatever the process is doing, that is caught by nobody on the way
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 class Terminated(Exception):
     """The job was told to end by SIGTERM; its checkpoint is written."""
 

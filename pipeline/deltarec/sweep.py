@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import torch
@@ -30,7 +28,7 @@ from deltarec.comparison import Comparison, Key, flatten
 from deltarec.comparison_plot import MISSING, can_draw, draw
 from deltarec.grid import Variant
 from deltarec.job import Job
-from deltarec.supervision import TRY_AGAIN
+from deltarec.supervision import sigterm_exits
 
 POLL_SECONDS = 0.1
 LOG = "train.log"
@@ -228,7 +226,7 @@ def run_sweep(
     started = time.monotonic()
     with (
         _only_one(folder) as lock,
-        _sigterm_ends(),
+        sigterm_exits(),
         closing(_train(waiting, launcher, lock)) as ended,
     ):
         _write(comparison, folder)
@@ -370,20 +368,6 @@ def _only_one(folder: Path) -> Iterator[IO[str]]:
                 f"{folder}: another sweep, or a run that it has left, is at work here; wait for it"
             ) from None
         yield lock
-
-
-@contextmanager
-def _sigterm_ends() -> Iterator[None]:
-    """On SIGTERM the runs are told to save and end, and so does this process, with TRY_AGAIN."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(TRY_AGAIN)  # whatever the process is doing, that is caught by nobody on the way
-
-    previous = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _load(variant: Variant, seed: int | None = None) -> Job:

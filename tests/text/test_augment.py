@@ -2,6 +2,7 @@
 """`text augment` against a real HTTP server: what it asks, what it pays for, what it survives."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -15,6 +16,7 @@ import yaml
 
 from deltarec.cli import main
 from deltarec.config import validate
+from deltarec.supervision import TRY_AGAIN
 from deltarec.text.augment import AugmentJob, augment, write_prompts
 from deltarec.text.chat import ServerError
 from deltarec.text.journal import Journal
@@ -251,6 +253,32 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path):
     assert set(server.charged.values()) == {1}
     assert values(tmp_path)[10] == "A: What is film 10?"
     assert len(known_prompts(journal)) == ROWS - 1
+
+
+def run(arguments: list[str]) -> None:
+    sys.exit(main(arguments))
+
+
+def test_told_to_end_it_pays_for_nothing_twice(tmp_path: Path):
+    """SIGTERM, and one more: what is under way is waited for and kept, nothing else is begun."""
+    with chat_server(lambda prompt, _: Response(f"A: {prompt}", seconds=0.3)) as server:
+        asked = job(tmp_path, server.address)
+        config, journal = tmp_path / "job.yaml", tmp_path / "out/journal.jsonl"
+        config.write_text(yaml.safe_dump(asked.model_dump(mode="json")))
+        process = FORKS.Process(target=run, args=(["text", "augment", "--config", str(config)],))
+        process.start()
+        wait_until(lambda: len(known_prompts(journal)) >= 2 and len(server.attempts) >= 5)
+        process.terminate()
+        time.sleep(0.1)
+        process.terminate()
+        process.join()
+        assert process.exitcode == TRY_AGAIN
+        known = known_prompts(journal)
+        assert known == server.attempts.keys() and 5 <= len(known) < ROWS - 1
+        assert all(why == "the job ended before it was done" for why in failures(tmp_path).values())
+        found = augment(asked)
+    assert found["answered"] == ROWS and found["requests"] == ROWS - 1 - len(known)
+    assert set(server.attempts.values()) == {1}, "whether or not the server knows the same key"
 
 
 def known_prompts(journal: Path) -> set[str]:

@@ -4,7 +4,7 @@
 import argparse
 from pathlib import Path
 
-from deltarec.verbs.verb import Answer, Parser, Verb, add_configuration
+from deltarec.verbs.verb import Answer, Ended, Parser, Verb, add_configuration
 
 
 def _augment_arguments(parser: Parser) -> None:
@@ -16,6 +16,7 @@ def _augment_arguments(parser: Parser) -> None:
 
 def _augment(options: argparse.Namespace) -> Answer:
     from deltarec.config import load
+    from deltarec.supervision import TRY_AGAIN, sigterm_exits
     from deltarec.text.augment import AugmentJob, augment, write_prompts
 
     job = load(AugmentJob, options.config, options.set)
@@ -23,7 +24,12 @@ def _augment(options: argparse.Namespace) -> Answer:
         answer = write_prompts(job, options.prompts)
         text = f"{answer['prompts']:,} prompts: {options.prompts}"
     else:
-        answer = augment(job)
+        try:
+            with sigterm_exits():
+                answer = augment(job)
+        except SystemExit:
+            message = "told to end; what was answered is kept, and the same command goes on"
+            raise Ended(message, TRY_AGAIN) from None
         text = (
             f"{answer['answered']:,} of {answer['rows']:,} rows answered: "
             f"{answer['imported']:,} imported, {answer['cached']:,} known, {answer['asked']:,} by "
