@@ -346,7 +346,11 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     answer = json.loads(capsys.readouterr().out)
     assert answer["target"] == str(target) and answer["rows"]["train"] == 1600
     assert answer.keys() == {"target", "rows", "table_sizes", "notes"}
-    assert sum(path.stat().st_size > 0 for path in target.glob("*/*.parquet")) == 3
+    parts = {path: path.stat().st_mtime_ns for path in target.glob("*/*.parquet")}
+    assert len(parts) == 3
+    assert main([*command, "--set", "num_tasks=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == answer, "whoever asks again is answered at once"
+    assert {path: path.stat().st_mtime_ns for path in target.glob("*/*.parquet")} == parts
     assert refusal(capsys, *command) == f"{target}: already there; remove it or give another folder"
 
 
@@ -398,6 +402,7 @@ def test_bench_hands_arguments_on_and_answers_with_what_was_measured(
     )
     assert main(["bench", "words", "--rows", "10"]) == 0
     assert capsys.readouterr().out == "['--rows', '10']\n"
-    assert main(["bench", "--json", "words", "--rows", "10"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer == {"name": "words", "results": ["--rows", "10"]}
+    for words in (["--json", "words", "--rows", "10"], ["words", "--rows", "10", "--json"]):
+        assert main(["bench", *words]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert answer == {"name": "words", "results": ["--rows", "10"]}

@@ -35,12 +35,14 @@ def _run(options: argparse.Namespace) -> Answer | None:
         raise ValueError(
             f"benchmark '{options.name}' is not known: one of {', '.join(names)} (in {BENCHMARKS})"
         )
+    words = [word for word in options.arguments if word != "--json"]
+    as_json = options.json or len(words) < len(options.arguments)  # before the name, or after it
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "results.json")
-        own = ["--output", str(output)] if options.json else []
-        sys.argv = [options.name, *options.arguments, *own]
+        own = ["--output", str(output)] if as_json else []
+        sys.argv = [options.name, *words, *own]
         runpy.run_path(str(BENCHMARKS / f"{options.name}.py"), run_name="__main__")
-        if not options.json:
+        if not as_json:
             return None
         return Answer({"name": options.name, "results": json.loads(output.read_text())}, "")
 

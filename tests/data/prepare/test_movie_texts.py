@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Item tables of movies, the split with cold movies, and CoLLM's own splits."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,21 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from deltarec.config import load
 from deltarec.data.prepare import CoLLMText, MovieLens1M, MovieLens1MText
 from deltarec.data.prepare.dataset import prepare
+from deltarec.text.encode import EncodeJob, texts_of
+from deltarec.text.rows import TextRows
+from deltarec.text.template import load_template
+from tests.conftest import ROOT
 
 SPLITS = ("train", "valid", "test")
-TITLES = ["Matrix, The (1999)", "Misérables, Les (1995)", "M*A*S*H (1970)", "Die, Monster, Die! (1965)"]
+TITLES = [
+    "Matrix, The (1999)",
+    "Misérables, Les (1995)",
+    "M*A*S*H (1970)",
+    "Die, Monster, Die! (1965)",
+]
 
 
 @pytest.fixture
@@ -54,6 +65,29 @@ def test_items_have_texts_that_read_well(raw: Path, tmp_path: Path) -> None:
     assert items["plot"].to_pylist()[:3] == [None, None, "Somebody goes somewhere."]
 
 
+def test_movielens_own_files_have_titles_alone(raw: Path, tmp_path: Path) -> None:
+    """The .dat files have no plots: items say so, and the same template makes texts of the rest."""
+    dat = tmp_path / "dat"
+    dat.mkdir()
+    for name, columns in (
+        ("ratings", ["user_id", "movie_id", "rating", "pos"]),
+        ("users", ["user_id", "gender", "age", "occupation", "zip"]),
+        ("movies", ["movie_id", "title", "genres"]),
+    ):
+        rows = pd.read_parquet(raw / f"{name}.parquet")[columns].astype(str).to_numpy().tolist()
+        text = "".join("::".join(row) + "\n" for row in rows)
+        (dat / f"{name}.dat").write_text(text, encoding="latin-1")
+    prepare(MovieLens1MText(), dat, tmp_path / "out")
+    notes = json.loads((tmp_path / "out/dataset.json").read_text())["notes"]
+    told = "the source has no director, actors, plot: null in items/, texts are of the rest"
+    assert told in notes
+    rows = TextRows(source=str(tmp_path / "out/items"), key="movie_id")
+    movies = load(EncodeJob, ROOT / "configs/text/movies.yaml")
+    texts, empty = texts_of(rows, load_template(movies.template), "")
+    assert (len(texts), empty) == (60, 0)
+    assert texts[1].startswith("The Matrix (1999). Action, Drama. Directed by unknown.")
+
+
 def test_cold_movies_are_in_the_test_alone(raw: Path, tmp_path: Path) -> None:
     prepare(MovieLens1MText(cold_items=0.2), raw, tmp_path / "out")
     prepare(MovieLens1M(), raw, tmp_path / "plain")
@@ -72,7 +106,9 @@ def test_cold_movies_are_in_the_test_alone(raw: Path, tmp_path: Path) -> None:
     for split, table in plain.items():
         warm = table[~table["movie_id"].isin(unknown)]
         found = cold[split][~cold[split]["movie_id"].isin(unknown)]
-        assert found[pair].values.tolist() == warm[pair].values.tolist(), "the split of movielens-1m"
+        assert found[pair].values.tolist() == warm[pair].values.tolist(), (
+            "the split of movielens-1m"
+        )
     assert sum(map(len, cold.values())) == 1500
     assert not pd.concat(cold.values()).duplicated(pair).any()
 
@@ -113,4 +149,6 @@ def test_collm(raw: Path, tmp_path: Path) -> None:
     assert [row["genres"] for row in found] == [["Action", "Drama"], None, ["War"]]
 
     prepare(CoLLMText(), folder, tmp_path / "titles")
-    assert pq.read_table(tmp_path / "titles/items").column_names == ["item", "title"]
+    titles = pq.read_table(tmp_path / "titles/items")
+    known = {name for name in titles.column_names if titles[name].null_count < len(titles)}
+    assert known == {"item", "title"} and "plot" in titles.column_names

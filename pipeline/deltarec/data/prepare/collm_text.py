@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from deltarec.data.prepare.collm import ORIGIN
 from deltarec.data.prepare.dataset import SPLITS, Dataset, require, write_split
-from deltarec.data.prepare.movie_items import write_items
+from deltarec.data.prepare.movie_items import missing_texts, write_items
 from deltarec.data.prepare.movielens1m import read_raw
 
 
@@ -40,6 +40,7 @@ class CoLLMText(Dataset):
                 "history holds the items that the user liked before, oldest first",
                 "warm is 1 where both user and item are in train",
                 "items/ has one row for each movie, with its texts",
+                *missing_texts(items),
             ],
         }
 

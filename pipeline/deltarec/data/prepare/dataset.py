@@ -76,9 +76,14 @@ class Dataset(Config):
 def prepare(dataset: Dataset, source: Path, target: Path) -> None:
     """Build the folder `target`; interrupted at any moment, it leaves nothing under that name.
 
+    Where the same dataset from the same source is there already, nothing is done.
+
     Raises:
-        ValueError: a raw file is missing, or `target` is already there.
+        ValueError: a raw file is missing, or something else is at `target`.
     """
+    if _is_there(dataset, source, target):
+        print(f"{target}: {dataset.dataset} is there already", file=sys.stderr, flush=True)
+        return
     if target.exists():
         raise ValueError(f"{target}: already there; remove it or give another folder")
     partial = target.with_name(f"{target.name}.partial")
@@ -104,6 +109,16 @@ def prepare(dataset: Dataset, source: Path, target: Path) -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
     seconds = time.monotonic() - begin
     print(f"prepared {target}: {counts} rows in {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _is_there(dataset: Dataset, source: Path, target: Path) -> bool:
+    """Whether a folder has the dataset with these very options, of this source."""
+    summary = target / "dataset.json"
+    if not summary.is_file():
+        return False
+    found = json.loads(summary.read_text())
+    same_options = found["options"] == dataset.model_dump(mode="json")
+    return same_options and Path(found["source"]).resolve() == source.resolve()
 
 
 def prepare_once(dataset: Dataset, source: Path, root: Path) -> Path:

@@ -8,13 +8,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ARTICLES = "(The|A|An|Le|La|Les|Il|Lo|El|Los|Das|Der|Die)"
+COLUMNS = {
+    "year": pa.int64(),
+    "genres": pa.list_(pa.string()),
+    "director": pa.string(),
+    "actors": pa.string(),
+    "plot": pa.string(),
+}
+"""What not every source knows."""
+
+
+def missing_texts(movies: pd.DataFrame) -> list[str]:
+    """A note on the columns that a source of movies does not have, if there are such."""
+    missing = [name for name in COLUMNS if name not in movies]
+    told = f"the source has no {', '.join(missing)}: null in items/, texts are of the rest"
+    return [told] if missing else []
 
 
 def write_items(target: Path, movies: pd.DataFrame) -> None:
-    """Write `items/` with the index of `movies`, and of it what is there of:
+    """Write `items/`: the index of `movies`, title, year, genres (a list), director, actors, plot.
 
-    title (`Matrix, The (1999)` becomes `The Matrix`), year, genres (a list), director, actors, plot.
-    What the source does not know is null.
+    `Matrix, The (1999)` becomes `The Matrix`. What the source does not know is null: a column that
+    it has not, all of it.
     """
     titles = movies["title"].str.replace(r"\s*\(\d{4}\)\s*$", "", regex=True)
     pattern = rf"^(.*), {ARTICLES}(?= \(|$)"
@@ -22,15 +37,13 @@ def write_items(target: Path, movies: pd.DataFrame) -> None:
         str(movies.index.name): pa.array(movies.index.to_numpy(), pa.int64()),
         "title": pa.array(titles.str.replace(pattern, r"\2 \1", regex=True)),
     }
-    if "year" in movies:
-        columns["year"] = pa.array(movies["year"], pa.int64(), from_pandas=True)
-    if "genres" in movies:
-        genres = movies["genres"].str.split("|")
-        columns["genres"] = pa.array(genres, pa.list_(pa.string()), from_pandas=True)
-    for name in ("director", "actors", "plot"):
-        if name in movies:
-            known = movies[name].where(movies[name] != "N/A", None)
-            columns[name] = pa.array(known, pa.string(), from_pandas=True)
+    for name, kind in COLUMNS.items():
+        if name not in movies:
+            columns[name] = pa.nulls(len(movies), kind)
+            continue
+        known = movies[name].where(movies[name] != "N/A", None)
+        known = known.str.split("|") if name == "genres" else known
+        columns[name] = pa.array(known, kind, from_pandas=True)
     file = target / "items" / "part-00000.parquet"
     file.parent.mkdir()
     pq.write_table(pa.table(columns), file, compression="zstd", write_page_checksum=True)

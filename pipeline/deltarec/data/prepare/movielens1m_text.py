@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from deltarec.data.prepare.dataset import SPLITS, Dataset, write_split
-from deltarec.data.prepare.movie_items import write_items
+from deltarec.data.prepare.movie_items import missing_texts, write_items
 from deltarec.data.prepare.movielens1m import (
     rating_columns,
     read_raw,
@@ -19,7 +19,7 @@ from deltarec.data.prepare.movielens1m import (
 
 
 class MovieLens1MText(Dataset):
-    """The split of movielens-1m, but all ratings of a random share of the movies are in the test."""
+    """The split of movielens-1m, but all ratings of a random share of movies are in the test."""
 
     dataset: Literal["movielens-1m-text"] = "movielens-1m-text"
     seed: int = Field(default=2022, ge=0)
@@ -49,6 +49,7 @@ class MovieLens1MText(Dataset):
             "notes": [
                 "movie_trained counts the movie's ratings in train: 0 for those that are cold",
                 "items/ has one row for each movie, with its texts",
+                *missing_texts(raw.movies),
             ],
             "cold_movies": num_cold,
             "cold_rows": int(is_cold.sum()),
