@@ -107,7 +107,7 @@ def test_a_folders_own_pooling_is_taken_if_none_is_given(tmp_path: Path):
     write_modules(folder, MODULES[:2], cls_token=False, mean_tokens=True)
     torch.testing.assert_close(encoded(), plain)
     write_modules(folder, MODULES, cls_token=True, max_tokens=True)
-    with pytest.raises(ValueError, match="pools by .*_cls_token, .*_max_tokens"):
+    with pytest.raises(ValueError, match=r"pools by .*_cls_token, .*_max_tokens"):
         encoded()
     write_modules(folder, [*MODULES[:2], ("Dense", "2_Dense")], mean_tokens=True)
     with pytest.raises(ValueError, match="a module Dense, which is not known here; give"):
