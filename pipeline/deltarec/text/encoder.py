@@ -64,6 +64,8 @@ class Encoder:
         self.tokenizer = load_tokenizer(str(self.folder))
         self.model = load_model(self.folder, config.compute).to(device).eval()
         self.dim: int = self.model.config.hidden_size
+        self.pooling: Pooling
+        self.normalise: bool
         self.pooling, self.normalise = _modules(config, self.folder)
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None and config.max_tokens > most:
