@@ -15,7 +15,9 @@ def _arguments(parser: Parser) -> None:
         help="say, movielens-1m, or own-events for a log of your own; any other word lists all",
     )
     parser.add_argument("source", metavar="SOURCE", help="folder of the raw data; - for synth")
-    parser.add_argument("target", metavar="TARGET", help="folder to write; a new one, or this dataset's own")
+    parser.add_argument(
+        "target", metavar="TARGET", help="folder to write; a new one, or this dataset's own"
+    )
     add_overrides(parser)
 
 
