@@ -28,6 +28,7 @@ def extension() -> dict:
         [
             "kernels/csrc/operators.cpp",
             "kernels/csrc/assign.cpp",
+            "kernels/csrc/dropout.cpp",
             "kernels/csrc/group.cpp",
             "kernels/csrc/kernels_baseline.cpp",
             "kernels/csrc/kernels_avx2.cpp",
@@ -38,6 +39,7 @@ def extension() -> dict:
             "kernels/csrc/kernels.inl",
             "kernels/csrc/scratch.h",
             "kernels/csrc/share.h",
+            "kernels/csrc/splitmix.h",
             "kernels/csrc/vectors.inl",
         ],
         # No -march=native: a wheel must run elsewhere. No contraction: equal codes everywhere.

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "scratch.h"
+#include "splitmix.h"
 
 namespace deltarec {
 namespace {
@@ -43,14 +44,6 @@ struct Entry {
     return (order < other.order) | ((order == other.order) & (row < other.row));
   }
 };
-
-// SplitMix64 (Steele et al., 2014): a bijection, so hashes order ids without ties.
-uint64_t mix(int64_t id) {
-  uint64_t x = static_cast<uint64_t>(id) + 0x9E3779B97F4A7C15;
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
-  return x ^ (x >> 31);
-}
 
 // The id of a hash.
 int64_t unmix(uint64_t x) {

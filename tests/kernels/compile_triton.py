@@ -20,7 +20,9 @@ _TYPES: dict[str, str] = {
     **dict.fromkeys((*_INT64, "blocks"), "*i64"),
     **{"codes": "*u8", "ids": "*i32", "gradient": "*bf16", "output": "*fp32", "seed": "i64"},
     **dict.fromkeys(("number", "width", "batch", "block"), "i32"),
-    "factor": "fp32",
+    **dict.fromkeys(("factor", "kept"), "fp32"),
+    **dict.fromkeys(("numbers", "hashes", "keys"), "*i64"),
+    **{"x": "*bf16", "count": "i32", "first_unit": "i64", "threshold": "i64"},
 }
 
 
@@ -55,6 +57,8 @@ def main() -> None:
     contracted("lookup", "_weights_gradient_kernel", {**columns, "BITS": 2, "TILE": 8})
     for kernel in ("_forward_kernel", "_backward_kernel"):
         assert not contracted("fake_quantise", kernel, {**columns, "BITS": 8})
+    contracted("splitmix", "_mix_kernel", columns)
+    contracted("dropout", "_dropout_kernel", columns)
 
 
 if __name__ == "__main__":

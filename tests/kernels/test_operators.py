@@ -82,3 +82,11 @@ def test_fake_quantise():
     step = torch.rand(5, 2).add(0.1).requires_grad_()
     check("fake_quantise", weight, step, 4, 0.5)
     check("fake_quantise_backward", torch.randn(5, 16), weight.detach(), step.detach(), 4, 0.5)
+
+
+def test_mix64():
+    check("mix64", torch.arange(12).view(3, 4))
+
+
+def test_dropout():
+    check("dropout", torch.randn(4, 3, 2, requires_grad=True), torch.arange(4), 1, 0.3)

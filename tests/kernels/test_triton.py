@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deltarec_kernels import Batch, Optimizer, Rounding, Tables, TableShard, group, update
 from tests.kernels.cases import OPTIMIZERS, TRITON_DEVICE, Case, cases, device_of, implementation
+from tests.kernels.test_dropout import random_input
 from tests.kernels.test_fake_quantise import random_rows
 from tests.kernels.test_lookup import DTYPES, check_lookup
 from tests.kernels.test_update import assert_equal_state, check_update
@@ -78,6 +79,30 @@ def test_fake_quantise(shape: tuple[int, int, int], bits: int):
     result = triton.fake_quantise_backward(*own, bits, 0.3)
     assert torch.equal(result[0].cpu(), expected[0])
     torch.testing.assert_close(result[1].cpu(), expected[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5000,)])
+def test_mix64(shape: tuple[int, ...]):
+    from deltarec_kernels.splitmix import reference, triton
+
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator)
+    found = triton.mix64(numbers.to(TRITON_DEVICE))
+    assert torch.equal(found.cpu(), reference.mix64(numbers))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(0, 8), (3, 1), (5, 1500), (4, 3, 7)])
+def test_dropout(shape: tuple[int, ...], dtype: torch.dtype):
+    from deltarec_kernels.dropout import reference, triton
+
+    x, keys = random_input(shape, dtype)
+    found = triton.dropout(x.to(TRITON_DEVICE), keys.to(TRITON_DEVICE), 3, 0.3)
+    expected = reference.dropout(x, keys, 3, 0.3)
+    if dtype == torch.bfloat16:  # which the interpreter rounds down
+        torch.testing.assert_close(found.cpu(), expected)
+    else:
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_kernels_compile_for_a_gpu():

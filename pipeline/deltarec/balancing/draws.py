@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deltarec_kernels import splitmix
 from deltarec_kernels.splitmix import mix64
 
 
@@ -75,14 +76,10 @@ class Place:
                 for name, width in self.features.items()
             ]
         )
-        return _unit(mix64(rows.unsqueeze(1) ^ columns))
+        return splitmix.uniform(mix64(rows.unsqueeze(1) ^ columns))
 
 
 def uniform(shape: torch.Size, key: int, number: int, device: torch.device) -> Tensor:
     """A number in [0, 1) for each element of the parameter with that number, float64."""
     elements = torch.arange(shape.numel(), device=device) + (number << 40)
-    return _unit(mix64(mix64(elements) ^ key)).view(shape)
-
-
-def _unit(bits: Tensor) -> Tensor:
-    return (bits >> 11 & (2**53 - 1)).double() * 2**-53
+    return splitmix.uniform(mix64(mix64(elements) ^ key)).view(shape)

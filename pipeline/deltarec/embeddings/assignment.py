@@ -110,6 +110,11 @@ class OwnedRows:
 Owned = OwnedRows | Identities
 
 
+def hashed_rows(ids: Tensor, rows: int) -> Tensor:
+    """The rows, of so many, that the ids' hashes name: int64 `[n]`."""
+    return (mix64(ids) & (2**63 - 1)) % rows
+
+
 class Assignments(nn.Module):
     """What gives the ids of a batch their rows, for all tables of a job.
 
@@ -246,9 +251,6 @@ class Assignments(nn.Module):
             return answers[:, 0].view(torch.int32).long(), answers[:, 1:]
         return answers, None
 
-    def _hashed(self, name: str, ids: Tensor) -> Tensor:
-        return (mix64(ids) & (2**63 - 1)) % self.hashed[name]
-
     def _with_rows(self, batch: Batch, answer: Callable[[str, Tensor], Tensor]) -> Batch:
         """A batch whose ids are replaced by rows; a function of table and ids answers for owned."""
         jagged = {key: getattr(batch, key) for key in ("pooled", "weighted", "unpooled")}
@@ -265,7 +267,7 @@ class Assignments(nn.Module):
             lengths = [len(part) for part in parts.values()]
             ids, seen = torch.cat(list(parts.values())), None
             if name in self.hashed:
-                rows = self._hashed(name, ids)
+                rows = hashed_rows(ids, self.hashed[name])
             else:
                 rows, seen = self._asked(name, ids, answer)
             if seen is not None:

@@ -90,6 +90,8 @@ def first_vectors(table: str, ids: Tensor, dim: int, std: float, seed: int) -> T
     They depend on the seed, the table and the id, and neither on the row nor on when it is given.
     Computed in float64: the last bit of a vectorised logarithm depends on its place in the tensor.
     """
+    if not std:
+        return torch.zeros(len(ids), dim)
     groups = torch.arange(-(-dim // 4))
     low, high = (ids & 0xFFFFFFFF)[:, None], (ids >> 32 & 0xFFFFFFFF)[:, None]
     shape = (len(ids), len(groups))

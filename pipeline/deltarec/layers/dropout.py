@@ -10,7 +10,8 @@ the unit's.
 import torch
 from torch import Tensor, nn
 
-from deltarec_kernels.splitmix import mix64
+from deltarec_kernels.dropout import dropout
+from deltarec_kernels.splitmix import mix64, uniform
 
 
 class Keyed(nn.Module):
@@ -21,11 +22,16 @@ class Keyed(nn.Module):
         self.layer = 0
         self.keys: Tensor | None = None
 
+    @property
+    def known_keys(self) -> Tensor:
+        """The keys, which somebody must have set."""
+        assert self.keys is not None, "set_sample_keys comes before the forward"
+        return self.keys
+
     def bits(self, x: Tensor) -> Tensor:
         """Random int64 numbers of the shape of x `[n, …]`, n being the number of keys."""
-        assert self.keys is not None, "set_sample_keys comes before the forward"
         units = torch.arange(x.shape[1:].numel(), device=x.device) + (self.layer << 32)
-        return mix64(self.keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
+        return mix64(self.known_keys.unsqueeze(1) ^ mix64(units)).view(x.shape)
 
 
 class Dropout(Keyed):
@@ -42,7 +48,7 @@ class Dropout(Keyed):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return torch.where(uniform(self.bits(x)) < self.p, 0, x / (1 - self.p))
+        return dropout(x, self.known_keys, self.layer, self.p)
 
 
 class RowDropout(Dropout):
@@ -63,8 +69,3 @@ def set_sample_keys(model: nn.Module, keys: Tensor) -> None:
 def sample_keys(index: Tensor, seed: int, epoch: int) -> Tensor:
     """A random-looking int64 key for each sample: `[B]` to `[B]`."""
     return mix64(index + mix64(torch.tensor(seed * 1_000_003 + epoch, device=index.device)))
-
-
-def uniform(bits: Tensor) -> Tensor:
-    """Random int64 numbers to float64 ones in [0, 1)."""
-    return (bits >> 11 & (2**53 - 1)).double() * 2**-53

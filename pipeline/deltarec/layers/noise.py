@@ -5,8 +5,8 @@ import math
 
 from torch import Tensor
 
-from deltarec.layers.dropout import Keyed, uniform
-from deltarec_kernels.splitmix import mix64
+from deltarec.layers.dropout import Keyed
+from deltarec_kernels.splitmix import mix64, uniform
 
 
 class SampleNoise(Keyed):

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from deltarec.config import Config as BaseConfig
 from deltarec.distributed import gather_rows, rank
-from deltarec.layers.dropout import Keyed, uniform
+from deltarec.layers.dropout import Keyed
 from deltarec.models.losses import share_of_mean
 from deltarec.models.roles import AlignmentLoss, Views, ViewShapes
+from deltarec_kernels.splitmix import uniform
 
 
 class MaskedFeature(AlignmentLoss):
