@@ -16,7 +16,7 @@ from deltarec.data.batch import Fresh, Position
 from deltarec.distributed import process_group
 from deltarec.embeddings.agent import STATE, Agent, Critics
 from deltarec.embeddings.fresh_rows import first_vectors
-from deltarec.embeddings.identities import GIVEN
+from deltarec.embeddings.identities import GIVEN, TAKEN
 from deltarec.embeddings.replay import Replay
 from deltarec.job import Job
 from deltarec.layers.shared_rows import SharedRows
@@ -116,11 +116,13 @@ def test_the_same_on_any_number_of_ranks(data: Path, tmp_path: Path):
     for number, (job, tolerance) in enumerate(zip(jobs, (1e-4, 5e-4), strict=True)):
         assert_equal_losses([runs[number] for runs, _ in found.values()], tolerance)
         ends = [stored(tmp_path / job.embedding.precision / f"run{ranks}") for ranks in found]
-        for name in ("keys", "uses", "marks", "counts", "free"):
+        for name in ("keys", "uses", "marks", "counts", "queue", "holders"):
             for table in TABLES:
                 key = f"model.assignments.{table}.{name}"
                 assert all(torch.equal(end[key], ends[0][key]) for end in ends), key
-        given, taken = ends[0]["model.assignments.user.counts"][:, GIVEN:].sum(0).tolist()
+        given, taken = (
+            ends[0]["model.assignments.user.counts"][:, GIVEN : TAKEN + 1].sum(0).tolist()
+        )
         assert given > taken > 0
         for end in ends[1:]:
             key = "model.assignments.the agent.actor.trunk.0.weight"

@@ -5,14 +5,17 @@ Whatever is known of an id is in a *place*, and a place may have a row of the ta
 places than rows, and places are assigned by LFU (`deltarec_kernels.assign`); rows by the agent:
 
     absent     -> known      first sighting: the id is what the shared vectors make of its state
-    known      -> promoted   seen `admit_after` times, p >= `promote_at`, and a row is free: the row
-                             and its optimiser start from nothing, so that the id is still αᵀS
-    promoted   -> known      after a partition: the moving average of p is below `evict_below`, or
-                             it is the next by `evict` and room must be made
+    known      -> promoted   seen `admit_after` times, p >= `promote_at`, and there is a row for it:
+                             the row and its optimiser start from nothing, so that the id is still
+                             αᵀS
+    promoted   -> known      after a partition: the moving average of p is below `evict_below`; in
+                             one: another id needs the row, and this one was not seen in it
     any        -> absent     the place is needed for another id
 
-Between two partitions agent and losses stand still and no row becomes free, so what a batch gets
-depends only on the batches before it, not on how many of them the pipeline has trained.
+After a partition the rows are queued in the order in which the next one gives them away: free ones,
+then those of ids, the first by `evict` first. Agent, losses and queue stand still in a partition,
+so what a batch gets depends only on the batches before it, not on how many of them the pipeline has
+trained.
 """
 
 from collections.abc import Callable
@@ -35,7 +38,11 @@ RECENT_KEPT = 0.5
 """Of the count of recent sightings, at the end of each partition."""
 FIRST, ROW = 0, 1
 RECENT, LOSS, ERROR, NORM, RETENTION = 0, 1, 2, 3, 4
-FREE, GIVEN, TAKEN = 0, 1, 2
+NEXT, GIVEN, TAKEN, REVIEWED = 0, 1, 2, 3
+NOBODY, NEVER = -1, -2
+"""In the place of a row's holder: the row is free; it is not to be given."""
+LOOK_AHEAD = 4
+"""By how many times more of the queue is looked at, while it has too few rows to give."""
 
 
 class Step(NamedTuple):
@@ -61,9 +68,12 @@ class Identities:
             the bucket's first, or -1.
         traces: float32 `[places here, 5]`: recent sightings; the moving averages of loss and error;
             the norm of the row when the last partition ended; the moving average of retention.
-        free: int32 `[buckets here, rows of one]`: a stack of free rows of each bucket, counted
-            likewise.
-        counts: int64 `[buckets here, 3]`: free rows; rows given and taken so far.
+        queue: int32 `[buckets here, rows of one]`: the rows of each bucket, counted likewise, in
+            the order in which they are given.
+        holders: int32 of that shape: the places that had them when the last partition ended,
+            counted from the bucket's first.
+        counts: int64 `[buckets here, 4]`: where the queue goes on; rows given and taken so far; the
+            step when the last partition ended.
     """
 
     def __init__(self, table: TableSpec, agent: Agent) -> None:
@@ -84,9 +94,10 @@ class Identities:
         self.map = IdMap(buckets, first, self.buckets_here, places, 0, kernel_policy)
         self.marks = torch.full((self.buckets_here * places, 2), -1, dtype=torch.int32)
         self.traces = torch.zeros(self.buckets_here * places, 5)
-        self.counts = torch.zeros(self.buckets_here, 3, dtype=torch.int64)
-        self.free = torch.zeros(self.buckets_here, self.capacity, dtype=torch.int32)
-        self._stack_free_rows()
+        self.counts = torch.zeros(self.buckets_here, 4, dtype=torch.int64)
+        self.queue = torch.zeros(self.buckets_here, self.capacity, dtype=torch.int32)
+        self.holders = torch.zeros_like(self.queue)
+        self._line_up(torch.empty(0, dtype=torch.int64))
 
     def assign(self, ids: Tensor, counts: Tensor) -> tuple[Tensor, Fresh | None, Step]:
         """Sight the ids of a training batch that belong here.
@@ -104,7 +115,7 @@ class Identities:
         done = self.map.assign(ids, counts)
         known = (done.rows >= 0).nonzero()[:, 0]
         places = done.rows[known]
-        back = Step(done.undo, places, self.marks[places], self.traces[places], self.counts.clone())
+        marks, traces, before = self.marks[places], self.traces[places], self.counts.clone()
         self._begin(done.fresh)
         self.traces[places, RECENT] += counts[known]
         wants = self.marks[places, ROW] < 0
@@ -113,7 +124,15 @@ class Identities:
         actions = self.agent.act(self.table.name, states)
         keeps = known[actions[known, -1] >= self.policy.promote_at]
         hashes = mix64(ids)
-        new = keeps[self._promote(hashes[keeps], done.rows[keeps])]
+        promoted, evicted = self._promote(hashes[keeps], done.rows[keeps])
+        back = Step(
+            done.undo,
+            torch.cat([places, evicted.places]),
+            torch.cat([marks, evicted.marks]),
+            torch.cat([traces, evicted.traces]),
+            before,
+        )
+        new = keeps[promoted]
         states[new, HAS_ROW] = 1
         self.traces[done.rows[new], RETENTION] = actions[new, -1]
         fresh = Fresh(self.rows(done.rows[new]), ids[new]) if len(new) else None
@@ -157,20 +176,16 @@ class Identities:
         Args:
             norms: of rows int64 `[n]` of this rank, float32 `[n]`.
         """
-        policy = self.policy
         places = (self.marks[:, ROW] >= 0).nonzero()[:, 0]
         rows = self.rows(places)
         self.traces[places, NORM] = norms(rows)
         retention = self.agent.act(self.table.name, self._states(places))[:, -1]
-        average = torch.lerp(retention, self.traces[places, RETENTION], policy.average)
+        average = torch.lerp(retention, self.traces[places, RETENTION], self.policy.average)
         self.traces[places, RETENTION] = average
-        taken = (average < policy.evict_below) | self._lowest(places, rows, average)
-        bucket = places[taken] // self.places
-        self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
-        self.marks[places[taken], ROW] = -1
-        self.traces[places[taken], NORM] = 0
+        kept = average >= self.policy.evict_below
+        self._evict(places[~kept])
         self.traces[:, RECENT] *= RECENT_KEPT
-        self._stack_free_rows()
+        self._line_up(places[kept])
 
     def rows(self, places: Tensor) -> Tensor:
         """The rows of places int64 `[n]` that have some, counted from this rank's first."""
@@ -198,19 +213,20 @@ class Identities:
             "summaries": self.map.summaries,
             "marks": self.marks,
             "traces": self.traces,
-            "free": self.free,
+            "queue": self.queue,
+            "holders": self.holders,
             "counts": self.counts,
         }
 
     def used_and_given(self, before: Step | None) -> Tensor:
         """Rows in use and rows given so far, int64 `[2]`, now or before a batch."""
-        given, taken = (before.counts if before else self.counts)[:, GIVEN:].sum(0)
+        given, taken = (before.counts if before else self.counts)[:, GIVEN : TAKEN + 1].sum(0)
         return torch.stack([given - taken, given])
 
     @property
     def num_bytes(self) -> int:
         """Of all that is kept of ids on this rank."""
-        own = (self.marks, self.traces, self.free, self.counts)
+        own = (self.marks, self.traces, self.queue, self.holders, self.counts)
         return self.map.num_bytes + sum(tensor.nbytes for tensor in own)
 
     def _states(self, places: Tensor) -> Tensor:
@@ -224,32 +240,77 @@ class Identities:
         return states.masked_fill_(~known[:, None], 0)
 
     def _begin(self, places: Tensor) -> None:
-        """Places that have other ids than before; rows they had are free after the partition."""
+        """Places that have other ids than before; rows they had are given in their turn."""
         bucket = places[self.marks[places, ROW] >= 0] // self.places
         self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
         self.marks[places, FIRST] = self.map.summaries[0, 0].int()
         self.marks[places, ROW] = -1
         self.traces[places] = 0
 
-    def _promote(self, hashes: Tensor, places: Tensor) -> Tensor:
-        """Give rows to ids, while there are some; returns which got one, int64 `[new]`.
+    def _promote(self, hashes: Tensor, places: Tensor) -> tuple[Tensor, "_Evicted"]:
+        """Give rows to ids, while there are some.
 
         Args:
             hashes: of the ids, int64 `[n]`; in their unsigned order rows are given.
             places: int64 `[n]`.
+
+        Returns:
+            Which got one, int64 `[new]`; who lost theirs.
         """
+        if not len(places):
+            return places, _Evicted(places, self.marks[places], self.traces[places])
         order = (hashes ^ -(2**63)).argsort()
         bucket = places[order] // self.places
         wanted = torch.bincount(bucket, minlength=self.buckets_here)
-        free = self.counts[:, FREE]
+        rows, holders, given = self._take(wanted)
         number = torch.arange(len(order)) - (wanted.cumsum(0) - wanted)[bucket]
-        gets = number < free[bucket]
-        order, bucket, number = order[gets], bucket[gets], number[gets]
-        self.marks[places[order], ROW] = self.free[bucket, free[bucket] - 1 - number]
-        given = torch.minimum(wanted, free)
-        self.counts[:, FREE] -= given
+        order = order[number < given[bucket]]
+        holders = holders[self._holds(holders, rows)]
+        evicted = _Evicted(holders, self.marks[holders], self.traces[holders])
+        self._evict(holders)
+        self.marks[places[order], ROW] = rows.int()
         self.counts[:, GIVEN] += given
-        return order
+        return order, evicted
+
+    def _take(self, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next rows of the queues, without those of ids that were seen in this partition.
+
+        Args:
+            wanted: of each bucket, int64 `[buckets here]`; not all 0.
+
+        Returns:
+            Rows and their holders, int64 `[given]`, one bucket's after the other's; how many there
+            are of each bucket.
+        """
+        width = int(wanted.max())
+        first = self.counts[:, NEXT, None]
+        starts = torch.arange(self.buckets_here).unsqueeze(1) * self.places
+        while True:
+            at = first + torch.arange(width)
+            inside, at = at < self.capacity, at.clamp(max=self.capacity - 1)
+            rows, holders = self.queue.gather(1, at).long(), self.holders.gather(1, at).long()
+            holders = torch.where(holders < 0, holders, holders + starts)
+            seen = self.map.uses[holders.clamp(min=0), 2] > self.counts[:, REVIEWED, None]
+            may = inside & (holders != NEVER) & ~(self._holds(holders, rows) & seen)
+            number = may.cumsum(1)
+            if ((number[:, -1] >= wanted) | ~inside[:, -1]).all():
+                break
+            width *= LOOK_AHEAD
+        taken = may & (number <= wanted[:, None])
+        given = taken.sum(1)
+        passed = (inside & (number < wanted[:, None])).sum(1) + (given == wanted) * (wanted > 0)
+        self.counts[:, NEXT] += passed
+        return rows[taken], holders[taken], given
+
+    def _holds(self, holders: Tensor, rows: Tensor) -> Tensor:
+        """Whether those who had these rows after the last partition still have them."""
+        return (holders >= 0) & (self.marks[holders.clamp(min=0), ROW] == rows)
+
+    def _evict(self, places: Tensor) -> None:
+        bucket = places // self.places
+        self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
+        self.marks[places, ROW] = -1
+        self.traces[places, NORM] = 0
 
     def _answer(self, places: Tensor, states: Tensor, actions: Tensor) -> Tensor:
         at = places.clamp(min=0)
@@ -257,34 +318,35 @@ class Identities:
         rows = torch.where(has_row, self.rows(at), -1).int()[:, None]
         return torch.cat([rows.view(torch.float32), states, with_rows_only(actions, states)], 1)
 
-    def _lowest(self, places: Tensor, rows: Tensor, average: Tensor) -> Tensor:
-        """Which of these must make room, bool `[n]`.
+    def _line_up(self, places: Tensor) -> None:
+        """Queue the rows after a partition: free ones, then those of the ids that have some.
 
-        After a partition the reserve of each bucket is free: newcomers of the next one who find no
-        row there get none for all of it.
+        Args:
+            places: of these ids, int64 `[n]`.
         """
+        places = places[self.rows(places).argsort()]
         uses = self.map.uses[places]
-        score = {"agent": average, "lru": uses[:, 2], "lfu": uses[:, 0]}[self.policy.evict]
-        reserve = max(1, int(self.policy.reserve * self.capacity))
-        order = uses[:, 2].argsort(descending=True, stable=True)  # ties: the longest unseen one
-        order = order[score[order].argsort(descending=True, stable=True)]
-        bucket = rows // self.capacity
-        order = order[bucket[order].argsort(stable=True)]
-        count = torch.bincount(bucket, minlength=self.buckets_here)
-        number = torch.arange(len(rows)) - (count.cumsum(0) - count)[bucket[order]]
-        lowest = torch.empty_like(number, dtype=torch.bool)
-        lowest[order] = number >= self.capacity - reserve
-        return lowest
-
-    def _stack_free_rows(self) -> None:
-        """Make all rows that no id has free, the first one on top."""
-        taken = torch.zeros(self.buckets_here * self.capacity, dtype=torch.bool)
-        taken[self.rows((self.marks[:, ROW] >= 0).nonzero()[:, 0])] = True
+        score = {"agent": self.traces[places, RETENTION], "lru": uses[:, 2], "lfu": uses[:, 0]}
+        order = uses[:, 2].argsort(stable=True)  # ties: the longest unseen, the first row
+        order = order[score[self.policy.evict][order].argsort(stable=True)]
+        rows = self.rows(places[order])
+        holders = torch.full((self.buckets_here * self.capacity,), NOBODY)
+        holders[rows] = places[order] % self.places
+        turns = torch.zeros_like(holders)
+        turns[rows] = torch.arange(1, len(rows) + 1)
         if self.map.first_bucket == 0:
-            taken[0] = True  # of ids without a row
-        taken = taken.view(self.buckets_here, self.capacity)
-        order = taken.int().argsort(dim=1, stable=True)
-        count = self.capacity - taken.sum(1)
-        stack = (count[:, None] - 1 - torch.arange(self.capacity)).clamp(min=0)
-        self.free.copy_(order.gather(1, stack))
-        self.counts[:, FREE] = count
+            holders[0], turns[0] = NEVER, len(rows) + 1  # of ids without a row
+        shape = (self.buckets_here, self.capacity)
+        queue = turns.view(shape).argsort(dim=1, stable=True)
+        self.queue.copy_(queue)
+        self.holders.copy_(holders.view(shape).gather(1, queue))
+        self.counts[:, NEXT] = 0
+        self.counts[:, REVIEWED] = self.map.summaries[0, 0]
+
+
+class _Evicted(NamedTuple):
+    """What places were before they lost their rows."""
+
+    places: Tensor
+    marks: Tensor
+    traces: Tensor

@@ -130,8 +130,6 @@ class AutoAssign(OwnRows):
     evict: Literal["agent", "lru", "lfu"] = "lru"
     """Who loses a row first where room must be made: the lowest average, the one that was seen
     longest ago, or least often."""
-    reserve: float = Field(default=0.1, gt=0, le=1)
-    """This share of the rows is free after each partition, for the ids of the next."""
 
     def first_std(self, init_std: float) -> float:
         """Rows are what is added to the shared vectors' mixture: 0, unless they start at random."""
