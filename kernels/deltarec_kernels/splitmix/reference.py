@@ -19,4 +19,4 @@ def shifted(x: Tensor, bits: int) -> Tensor:
 
 def uniform(bits: Tensor) -> Tensor:
     """Random int64 numbers to float64 ones in [0, 1)."""
-    return (bits >> 11 & (2**53 - 1)).double() * 2**-53
+    return (bits >> 11).bitwise_and_(2**53 - 1).double().mul_(2**-53)

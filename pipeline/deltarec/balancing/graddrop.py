@@ -50,6 +50,7 @@ class GradDrop(GradientBalancer):
     def _keep_one_sign(self, gradients: Tensor, draws: Tensor) -> Tensor:
         """`[T, …]` and `[…]` to `[…]`."""
         total, size = gradients.sum(0), gradients.abs().sum(0)
-        positive = 0.5 * (1 + total / size.clamp(min=torch.finfo(size.dtype).tiny))
-        stays = torch.where(gradients > 0, positive > draws, positive < draws)
-        return self.leak * total + (1 - self.leak) * gradients.where(stays, 0).sum(0)
+        # Of the positive ones the sum is (size + total) / 2, of the others (total - size) / 2.
+        positive = 0.5 * (size + total) > draws * size
+        kept = 0.5 * (total + torch.where(positive, size, -size))
+        return torch.lerp(kept, total, self.leak) if self.leak else kept
