@@ -127,8 +127,8 @@ class AutoAssign(OwnRows):
     """An id loses its row when the moving average of its retention is lower."""
     average: float = Field(default=0.9, ge=0, lt=1)
     """How much of the average is kept after each partition."""
-    evict: Literal["agent", "lru", "lfu"] = "lru"
-    """Who loses a row first where room must be made: the lowest average, the one that was seen
+    evict: Literal["agent", "lru", "lfu"] = "lfu"
+    """Who loses a row first, as others come: the id of the lowest average, the one that was seen
     longest ago, or least often."""
 
     def first_std(self, init_std: float) -> float:
