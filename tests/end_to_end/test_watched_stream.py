@@ -36,7 +36,10 @@ def tiny_job(folder: Path) -> Job:
         "tasks": {"click": {}},
         "embedding": {
             "dim": 4,
-            "tables": {n: {"rows": 500, "sharding": "row_wise"} for n in ("user", "item")},
+            "tables": {
+                "user": {"rows": 500, "sharding": "row_wise"},
+                "item": {"rows": 120, "assignment": {"policy": "autoassign", "buckets": 4}},
+            },
         },
         "model": {"trunk": {"name": "mlp", "hidden": [4]}, "heads": {"name": "shared_bottom"}},
         "train": {

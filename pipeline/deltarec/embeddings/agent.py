@@ -159,8 +159,14 @@ class Agent:
         self.replay = Replay(config.replay, sum(self._parts), 2 + len(sizes))
         self.counters = torch.zeros(3, dtype=torch.int64)
         """Partitions learned from, updates, steps of this partition."""
-        self.told: dict[str, float] = {}
-        """What `logged` tells of the last partition."""
+        self.losses = torch.zeros(2)
+        """Of critics and actor, the means of the last partition's updates."""
+
+    def logged(self) -> dict[str, float]:
+        """The losses of the last partition, if there was one."""
+        critic, actor = self.losses.tolist()
+        found = {"agent/critic_loss": critic, "agent/actor_loss": actor}
+        return found if self.counters[0] else {}
 
     def act(self, table: str, states: Tensor) -> Tensor:
         """α and p of ids of a table, `[n, K + 1]`; p as if they had rows."""
@@ -234,7 +240,7 @@ class Agent:
         config, (partitions, done, steps) = self.config, self.counters.tolist()
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + partitions)
         updates = max(1, steps // config.update_every) if self.replay.size else 0
-        told: list[tuple[float, float]] = []
+        losses: list[tuple[float, float]] = []
         for update in range(done, done + updates):
             now, after = self.replay.sample(config.batch_size, draw)
             critic = self._learn_critics(now, after, draw) if config.critic else 0.0
@@ -242,12 +248,11 @@ class Agent:
             if update % 2:
                 _follow(self.slow_critics, self.critics, config.follow)
                 _follow(self.slow_actor, self.actor, config.follow)
-            told.append((critic, actor))
+            losses.append((critic, actor))
         self.replay.end_block()
         self.counters.copy_(torch.tensor([partitions + 1, done + updates, 0]))
-        if told:
-            critic, actor = torch.tensor(told).mean(0).tolist()
-            self.told = {"agent/critic_loss": critic, "agent/actor_loss": actor}
+        if losses:
+            self.losses.copy_(torch.tensor(losses).mean(0))
 
     def tensors(self) -> dict[str, Tensor]:
         """All its state, the same on all ranks, by name; to be loaded in place."""
@@ -269,7 +274,7 @@ class Agent:
             for number, state in enumerate(optimizer.state.values()):
                 found |= {f"{name}.{number}.{key}": value for key, value in state.items()}
         replay = {f"replay.{key}": value for key, value in self.replay.tensors().items()}
-        return found | replay | {"counters": self.counters}
+        return found | replay | {"counters": self.counters, "losses": self.losses}
 
     def _link(self) -> None:
         """Put the partition's transitions in order: by user, then by time; each user's last ends.

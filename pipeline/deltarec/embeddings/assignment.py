@@ -221,7 +221,7 @@ class Assignments(nn.Module):
                 f"evictions/{name}": given - used,
                 f"bytes_in_use/{name}": used * row_bytes,
             }
-        return values | (self.agent.told if self.agent else {})
+        return values | (self.agent.logged() if self.agent else {})
 
     @property
     def num_bytes(self) -> int:
