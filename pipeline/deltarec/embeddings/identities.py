@@ -115,7 +115,7 @@ class Identities:
         done = self.map.assign(ids, counts)
         known = (done.rows >= 0).nonzero()[:, 0]
         places = done.rows[known]
-        marks, traces, before = self.marks[places], self.traces[places], self.counts.clone()
+        before, counts_before = self._known_of(places), self.counts.clone()
         self._begin(done.fresh)
         self.traces[places, RECENT] += counts[known]
         wants = self.marks[places, ROW] < 0
@@ -125,13 +125,8 @@ class Identities:
         keeps = known[actions[known, -1] >= self.policy.promote_at]
         hashes = mix64(ids)
         promoted, evicted = self._promote(hashes[keeps], done.rows[keeps])
-        back = Step(
-            done.undo,
-            torch.cat([places, evicted.places]),
-            torch.cat([marks, evicted.marks]),
-            torch.cat([traces, evicted.traces]),
-            before,
-        )
+        changed = _Known(*map(torch.cat, zip(before, evicted, strict=True)))
+        back = Step(done.undo, *changed, counts_before)
         new = keeps[promoted]
         states[new, HAS_ROW] = 1
         self.traces[done.rows[new], RETENTION] = actions[new, -1]
@@ -193,13 +188,8 @@ class Identities:
 
     def exchange(self, step: Step) -> Step:
         """Put back what was before a batch, or after it again; returns the way back."""
-        before = Step(
-            self.map.exchange(step.map),
-            step.places,
-            self.marks[step.places],
-            self.traces[step.places],
-            self.counts.clone(),
-        )
+        known = self._known_of(step.places)
+        before = Step(self.map.exchange(step.map), *known, self.counts.clone())
         self.marks[step.places] = step.marks
         self.traces[step.places] = step.traces
         self.counts.copy_(step.counts)
@@ -241,13 +231,11 @@ class Identities:
 
     def _begin(self, places: Tensor) -> None:
         """Places that have other ids than before; rows they had are given in their turn."""
-        bucket = places[self.marks[places, ROW] >= 0] // self.places
-        self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
+        self._evict(places[self.marks[places, ROW] >= 0])
         self.marks[places, FIRST] = self.map.summaries[0, 0].int()
-        self.marks[places, ROW] = -1
         self.traces[places] = 0
 
-    def _promote(self, hashes: Tensor, places: Tensor) -> tuple[Tensor, "_Evicted"]:
+    def _promote(self, hashes: Tensor, places: Tensor) -> tuple[Tensor, "_Known"]:
         """Give rows to ids, while there are some.
 
         Args:
@@ -255,10 +243,10 @@ class Identities:
             places: int64 `[n]`.
 
         Returns:
-            Which got one, int64 `[new]`; who lost theirs.
+            Which got one, int64 `[new]`; what those were who lost theirs.
         """
         if not len(places):
-            return places, _Evicted(places, self.marks[places], self.traces[places])
+            return places, self._known_of(places)
         order = (hashes ^ -(2**63)).argsort()
         bucket = places[order] // self.places
         wanted = torch.bincount(bucket, minlength=self.buckets_here)
@@ -266,7 +254,7 @@ class Identities:
         number = torch.arange(len(order)) - (wanted.cumsum(0) - wanted)[bucket]
         order = order[number < given[bucket]]
         holders = holders[self._holds(holders, rows)]
-        evicted = _Evicted(holders, self.marks[holders], self.traces[holders])
+        evicted = self._known_of(holders)
         self._evict(holders)
         self.marks[places[order], ROW] = rows.int()
         self.counts[:, GIVEN] += given
@@ -306,6 +294,9 @@ class Identities:
         """Whether those who had these rows after the last partition still have them."""
         return (holders >= 0) & (self.marks[holders.clamp(min=0), ROW] == rows)
 
+    def _known_of(self, places: Tensor) -> "_Known":
+        return _Known(places, self.marks[places], self.traces[places])
+
     def _evict(self, places: Tensor) -> None:
         bucket = places // self.places
         self.counts[:, TAKEN] += torch.bincount(bucket, minlength=self.buckets_here)
@@ -344,8 +335,8 @@ class Identities:
         self.counts[:, REVIEWED] = self.map.summaries[0, 0]
 
 
-class _Evicted(NamedTuple):
-    """What places were before they lost their rows."""
+class _Known(NamedTuple):
+    """A copy of what places are."""
 
     places: Tensor
     marks: Tensor
