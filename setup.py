@@ -30,6 +30,7 @@ def extension() -> dict:
             "kernels/csrc/assign.cpp",
             "kernels/csrc/dropout.cpp",
             "kernels/csrc/group.cpp",
+            "kernels/csrc/identities.cpp",
             "kernels/csrc/kernels_baseline.cpp",
             "kernels/csrc/kernels_avx2.cpp",
         ],

@@ -239,7 +239,7 @@ def test_with_few_places_nothing_is_shared_or_exceeded(
             by_row = {row: key for key, row in zip(batch, rows_of(found), strict=True) if row >= 0}
             by_key = {key: row for row, key in by_row.items()}
             assert len(by_row) == len(by_key)
-            rows = mine.rows((mine.marks[:, 1] >= 0).nonzero()[:, 0]).tolist()
+            rows = mine.rows((mine.lives.marks[:, 1] >= 0).nonzero()[:, 0]).tolist()
             assert len(set(rows)) == len(rows)
             assert 0 not in rows
             used, _ = mine.used_and_given(None).tolist()

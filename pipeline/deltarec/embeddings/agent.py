@@ -47,9 +47,9 @@ from deltarec.distributed import gather_rows, world_size
 from deltarec.embeddings.policies import AgentConfig, AutoAssign, autoassigned
 from deltarec.embeddings.replay import Replay
 from deltarec.embeddings.tables import TableSpec
+from deltarec_kernels import identities
+from deltarec_kernels.identities import STATE, with_rows_only
 
-STATE = 8
-"""Numbers of a state."""
 HAS_ROW = STATE - 1
 """The last one of them."""
 FIELD = 8
@@ -87,6 +87,12 @@ class Actor(nn.Module):
             h = layer(h)
         found = self.heads[table](h)
         return torch.cat([found[:, :-1].softmax(1), found[:, -1:].sigmoid()], 1)
+
+    def parameters_of(self, table: str) -> list[Tensor]:
+        """What `deltarec_kernels.identities.act` wants."""
+        layers = (self.trunk[0], self.trunk[2], self.heads[table])
+        own = [parameter.detach() for layer in layers for parameter in layer.parameters()]
+        return [self.fields[table].detach(), *own]
 
 
 class Critics(nn.Module):
@@ -170,23 +176,16 @@ class Agent:
 
     def act(self, table: str, states: Tensor) -> Tensor:
         """α and p of ids of a table, `[n, K + 1]`; p as if they had rows."""
-        with torch.no_grad():
-            actions = self.actor(table, states)
+        actions = identities.act(states, self.actor.parameters_of(table))
         if self.policies[table].retention == "frequency":
             actions[:, -1] = 1
         return actions
 
     def explore(self, table: str, actions: Tensor, bits: Tensor) -> None:
         """Move actions `[n, K + 1]` away from the actor's, in place, by random int64 `[n]`."""
-        noise, shared = self.config.noise, self.policies[table].shared
-        if not noise:
-            return
-        vertex = (bits >> 32 & 0xFFFF) * shared >> 16
-        actions[:, :-1] *= 1 - noise
-        actions[:, :-1].scatter_add_(1, vertex[:, None], torch.full((len(bits), 1), noise))
-        if self.policies[table].retention == "agent":
-            shift = (bits & 0xFFFF).float() / 2**15 - 1
-            actions[:, -1].add_(shift, alpha=noise).clamp_(0, 1)
+        if self.config.noise:
+            retention = self.policies[table].retention == "agent"
+            identities.explore(actions, bits, self.config.noise, retention)
 
     def observe(self, batch: Batch, logits: Tensor, observed: Observed) -> None:
         """Keep the transitions of a batch that was trained; a collective.
@@ -332,11 +331,6 @@ class Agent:
                 self.explore(table, actions, bits)
             found.append(with_rows_only(actions, own))
         return torch.cat(found, 1)
-
-
-def with_rows_only(actions: Tensor, states: Tensor) -> Tensor:
-    """Actions `[n, K + 1]` with p̃ for p: 0 where the id has no row."""
-    return torch.cat([actions[:, :-1], actions[:, -1:] * states[:, HAS_ROW:]], 1)
 
 
 def agent_fields(schema: Schema, policies: Mapping[str, AutoAssign]) -> dict[str, str]:

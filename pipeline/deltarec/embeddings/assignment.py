@@ -28,12 +28,13 @@ from deltarec.data import batch as data
 from deltarec.data.batch import Batch, Fresh
 from deltarec.data.schema import Schema
 from deltarec.distributed import all_sum, ask, rank, world_size
-from deltarec.embeddings.agent import STATE, Agent
+from deltarec.embeddings.agent import Agent
 from deltarec.embeddings.identities import Identities, Step
 from deltarec.embeddings.policies import AutoAssign, HashedRows, OwnRows
 from deltarec.embeddings.rows_of_ranks import rows_of_all_ranks
 from deltarec.embeddings.tables import TableSpec
 from deltarec_kernels import Change, IdMap, buckets_of, deduplicate
+from deltarec_kernels.identities import STATE
 from deltarec_kernels.splitmix import mix64
 
 SHARED_ROW = 0
