@@ -110,6 +110,15 @@ def test_labels_have_the_wanted_rates_and_follow_the_truth() -> None:
             assert abs(label[near].mean() - expected) < 4 * spread
 
 
+def test_tasks_may_have_rates_of_their_own() -> None:
+    options = Synth(base_rate=[0.3, 0.01], num_ids=8, num_dense=4)
+    table, _ = rows(options, 0, 200_000)
+    for task, rate in enumerate(options.base_rate):
+        assert table[f"task_{task}"].to_numpy().mean() == pytest.approx(rate, rel=0.1)
+    with pytest.raises(ValueError, match=r"\[0.1\]: expected num_tasks = 2 numbers"):
+        Synth(base_rate=[0.1])
+
+
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.3])
 def test_ids_follow_the_power_law(exponent: float) -> None:
     table, _ = rows(Synth(num_ids=1, table_sizes=[1000], zipf_exponent=exponent), 0, 200_000)

@@ -29,7 +29,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,7 @@ EFFECT_DIM = 4
 JUDGED_ROWS = 4_194_304
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
+Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Synth(Dataset):
@@ -76,9 +77,9 @@ class Synth(Dataset):
     """Share of a scenario's own weights; 0: all scenarios alike, 1: nothing in common."""
     cascade: bool = False
     """Whether a task can be positive only where the task before it is."""
-    base_rate: float = Field(default=0.2, gt=0, lt=1)
-    """Share of positives of every task, in a scenario in the middle; with `cascade`, of those that
-    would be positive."""
+    base_rate: Rate | list[Rate] = 0.2
+    """Share of positives of every task, or of each, in a scenario in the middle; with `cascade`, of
+    those that would be positive."""
     signal: float = Field(default=1.5, ge=0)
     """Standard deviation of the logit; 0: labels are noise."""
 
@@ -95,6 +96,8 @@ class Synth(Dataset):
                 f"num_tasks {self.num_tasks}: too many for {self.num_inputs} inputs of the logit; "
                 "have more id or dense features"
             )
+        if isinstance(self.base_rate, list) and len(self.base_rate) != self.num_tasks:
+            raise ValueError(f"base_rate {self.base_rate}: expected num_tasks = {self.num_tasks} numbers")
         return self
 
     @property
@@ -231,8 +234,9 @@ class World:
         logits, self.weights = logits * scale, (self.weights * scale).astype(np.float32)
         several = options.num_scenarios > 1
         spread = np.linspace(-1, 1, options.num_scenarios) if several else np.zeros(1)
-        odds = options.base_rate / (1 - options.base_rate) * 2.0**spread
-        rate = (odds / (1 + odds))[:, None]
+        rates = np.broadcast_to(options.base_rate, options.num_tasks)
+        odds = rates / (1 - rates) * 2.0 ** spread[:, None]
+        rate = odds / (1 + odds)
         low, high = np.full((2, *self.intercepts.shape), [[[-50.0]], [[50.0]]])
         for _ in range(40):
             middle = (low + high) / 2
