@@ -37,6 +37,7 @@ def extension() -> dict:
         depends=[
             "kernels/csrc/arguments.h",
             "kernels/csrc/group.h",
+            "kernels/csrc/ids.h",
             "kernels/csrc/kernels.inl",
             "kernels/csrc/scratch.h",
             "kernels/csrc/share.h",

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ids.h"
 #include "scratch.h"
 #include "splitmix.h"
 
@@ -25,10 +26,6 @@ constexpr int64_t kAhead = 16;  // ids between asking for memory and needing it
 constexpr int64_t kReady = 8;   // rows taken off a heap at a time
 constexpr int64_t kSample = 256;
 constexpr int64_t kHeadEntries = 2;
-
-struct Use {
-  int32_t count, score, seen;
-};
 
 // What the heap orders a row by. It may be older than the row's use: touching a row leaves the heap
 // alone, and as no row's order ever falls, an entry that comes up too early is put right then.
@@ -55,13 +52,6 @@ int64_t unmix(uint64_t x) {
 
 int64_t bucket_of(uint64_t hash, int64_t num_buckets) {
   return static_cast<int64_t>(((hash >> 32) * static_cast<uint64_t>(num_buckets)) >> 32);
-}
-
-template <typename T>
-T* pointer(const Tensor& tensor, at::ScalarType type) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && tensor.scalar_type() == type,
-              "expected contiguous ", type, " on CPU");
-  return static_cast<T*>(tensor.data_ptr());
 }
 
 const Entry kFirst{0, -1}, kLast{std::numeric_limits<uint64_t>::max(), 0};  // of all orders

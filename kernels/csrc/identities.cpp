@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ids.h"
 #include "splitmix.h"
 
 namespace deltarec {
@@ -19,9 +20,6 @@ using at::Tensor;
 constexpr int64_t kStateWidth = 8;
 constexpr int32_t kNever = -2;
 
-struct Use {
-  int32_t count, score, seen;
-};
 struct Mark {
   int32_t first, row;
 };
@@ -34,10 +32,9 @@ struct Count {
 
 template <typename T>
 T* pointer(const Tensor& tensor, at::ScalarType type, int64_t columns) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && tensor.scalar_type() == type &&
-                  (tensor.dim() == 1 ? columns == 1 : tensor.size(-1) == columns),
-              "identities: expected contiguous ", type, " of ", columns, " columns on CPU");
-  return static_cast<T*>(tensor.data_ptr());
+  TORCH_CHECK(tensor.dim() == 1 ? columns == 1 : tensor.size(-1) == columns,
+              "identities: expected ", columns, " columns, got ", tensor.sizes());
+  return deltarec::pointer<T>(tensor, type);
 }
 
 // The tensors of all ids here.
