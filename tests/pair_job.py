@@ -25,7 +25,12 @@ CONFIG: dict[str, Any] = {
     "tasks": {
         "listen": {"kind": "pairwise", "query": ["user"], "item": ["item"], "negatives": 2},
         "social": {"kind": "pairwise", "query": ["user"], "item": ["friend"]},
-        "along": {"kind": "pairwise", "query": ["item"], "item": ["other"]},
+        "along": {
+            "kind": "pairwise",
+            "query": ["item"],
+            "item": ["other"],
+            "negative_power": 0.75,
+        },
     },
     "embedding": {
         "dim": 8,

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts together what a job is made of: its sharded model, its graphs, its readers."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from deltarec.balancing import balancer_of
-from deltarec.data.files import Damage
-from deltarec.data.pairs import read_pairs
+from deltarec.data.files import Damage, ParquetFile
+from deltarec.data.negatives import Negatives
+from deltarec.data.pairs import count_items, read_pairs
 from deltarec.data.reader import Reader
 from deltarec.data.subgraphs import SubgraphSampler
 from deltarec.distributed import rank, world_size
@@ -100,8 +103,9 @@ def open_reader(
     train, data = job.train, job.data
     training = split == "train" if training is None else training
     damage: Damage = {}
+    files = data.files(split, damage, partition)
     reader = Reader(
-        data.files(split, damage, partition),
+        files,
         job.data_schema,
         data.reader,
         train.batch_size if training else train.eval_batch_size or train.batch_size,
@@ -110,13 +114,23 @@ def open_reader(
         num_ranks=world_size(),
         pin_memory=device.type == "cuda",
         damage=damage,
-        draw=train.seed if training else None,
+        negatives=_negatives(job, files) if training else None,
     )
     identity: list[Any] = [reader.identity]
     dist.broadcast_object_list(identity)
     mend = f"rank {rank()} must find the same files"
     reader.require(identity[0], "rank 0", mend)
     return reader
+
+
+def _negatives(job: Job, files: Sequence[ParquetFile]) -> Negatives:
+    """What draws the negatives of the job, which is trained on these files."""
+    schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
+    names = [name for name, task in job.tasks.items() if task.negative_power]
+    counts: dict[str, np.ndarray] = {}
+    if names:
+        counts = count_items(Reader(files, schema, job.data.reader, rows, seed=None), names)
+    return Negatives(schema, job.train.seed, counts)
 
 
 def check(job: Job) -> None:

@@ -270,7 +270,7 @@ def _check_tasks(job: "Job") -> None:
 def _check_pairs(job: "Job") -> None:
     """Pairwise tasks have two sides, and a model of their own."""
     for name, task in job.tasks.items():
-        pairwise = {"query", "item", "negatives", "num_items", "ranking"}
+        pairwise = {"query", "item", "negatives", "negative_power", "num_items", "ranking"}
         foreign = {"label", "given", "on_invalid"} if task.kind == "pairwise" else pairwise
         plain = Task()
         found = [key for key in sorted(foreign) if getattr(task, key) != getattr(plain, key)]

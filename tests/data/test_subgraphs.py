@@ -14,11 +14,12 @@ GRAPH = {"name": "cigcn", "user": "user", "behaviours": ["item", "other"], "laye
 
 
 def sampler(folder: Path, nodes: int, hops: int) -> tuple[SubgraphSampler, Tensor]:
-    """One over random graphs of two behaviours; and their union's edges by equal parts, `[N, N]`."""
+    """One over random graphs of two behaviours; the edges of their union by parts, `[N, N]`."""
     overrides: dict[str, Any] = {
         "features": {
             "user": {"kind": "id"},
-            **dict.fromkeys(("item", "other"), {"kind": "id", "table": "item", "optional": True}),
+            "item": {"kind": "id", "optional": True},
+            "other": {"kind": "id", "table": "item", "optional": True},
         },
         "tasks": {"listen": {"kind": "pairwise", "query": ["user"], "item": ["item"]}},
         "model__pair": {"name": "mesi"},

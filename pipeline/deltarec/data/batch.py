@@ -45,7 +45,6 @@ class Identities(NamedTuple):
     """Float32 `[n, K + 1]`: weights of the shared vectors, and how much the id's own row counts."""
 
 
-
 @dataclass
 class Batch(Pipelineable):
     """B samples; every rank has the same B.

@@ -236,7 +236,8 @@ class _Decoder:
             nulls = array.is_null().to_numpy(zero_copy_only=False)
             path, row = self.place(int(self.index[nulls.argmax()]))
             raise ValueError(
-                f"{path}: column '{column}' (data.slices.{column}): a null at row {row}; mend the data"
+                f"{path}: column '{column}' (data.slices.{column}): a null at row {row}; "
+                "mend the data"
             )
         return np.searchsorted(bounds, array.to_numpy(), side="right")
 

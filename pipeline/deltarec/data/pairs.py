@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,9 @@ def read_pairs(
     found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = {pair: [] for pair in features}
     none = torch.empty(0, dtype=torch.int64)
     for batch in reader.read(Position(), epochs=1):
-        ids = {name: batch.ids(name) for name in dict.fromkeys(n for pair in features for n in pair)}
+        ids = {
+            name: batch.ids(name) for name in dict.fromkeys(n for pair in features for n in pair)
+        }
         for first, second in features:
             there = (ids[first] >= 0) & (ids[second] >= 0)
             found[first, second].append((ids[first][there], ids[second][there]))
@@ -35,3 +38,15 @@ def read_pairs(
         pair: (torch.cat([none, *(a for a, _ in parts)]), torch.cat([none, *(b for _, b in parts)]))
         for pair, parts in found.items()
     }
+
+
+def count_items(reader: Reader, tasks: Sequence[str]) -> dict[str, np.ndarray]:
+    """By pairwise task, int64 `[items]`: the rows of the reader's share that have each item."""
+    schema = reader.schema
+    found = {name: np.zeros(schema.num_items(name), dtype=np.int64) for name in tasks}
+    for batch in reader.read(Position(), epochs=1):
+        for name, counts in found.items():
+            chosen = batch.mask[:, list(schema.tasks).index(name)]
+            items = batch.ids(schema.tasks[name].item[0])[chosen].numpy()
+            counts += np.bincount(items, minlength=len(counts))
+    return found

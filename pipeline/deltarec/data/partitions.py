@@ -67,7 +67,9 @@ def partitions(source: str, patterns: Sequence[str], marker: str | None) -> list
     return sorted(found, key=lambda partition: _place(partition.name))
 
 
-def following(found: Sequence[Partition], done: Collection[str], config: StreamConfig) -> Partition | None:
+def following(
+    found: Sequence[Partition], done: Collection[str], config: StreamConfig
+) -> Partition | None:
     """The partition to train on next; None where there is none, or it is not yet whole.
 
     Raises:

@@ -28,7 +28,7 @@ from deltarec.data.batch import Batch, Position, make_batch, node_slices
 from deltarec.data.block import Block
 from deltarec.data.decode import decode
 from deltarec.data.files import UNREADABLE, Damage, ParquetFile, one_line
-from deltarec.data.negatives import with_negatives
+from deltarec.data.negatives import Negatives
 from deltarec.data.prefetch import prefetched
 from deltarec.data.schema import Schema
 from deltarec.data.streams import EpochOrder, Segment
@@ -95,8 +95,8 @@ class Reader:
         num_ranks: how many ranks share the data.
         pin_memory: whether batches are put into page-locked memory, for copies to a GPU.
         damage: files that `files.find` has left out.
-        draw: seed of the negatives of pairwise tasks; without it none are drawn, and batches have
-            no nodes of a graph.
+        negatives: draws those of pairwise tasks; without it none are drawn, and batches have no
+            nodes of a graph.
 
     Raises:
         ValueError: a column is missing or of a wrong type, or the streams cannot be divided.
@@ -113,7 +113,7 @@ class Reader:
         num_ranks: int = 1,
         pin_memory: bool = False,
         damage: Damage | None = None,
-        draw: int | None = None,
+        negatives: Negatives | None = None,
     ) -> None:
         config.check(num_ranks)
         for file in files:
@@ -124,8 +124,8 @@ class Reader:
         self.rank = rank
         self.num_ranks = num_ranks
         self.pin_memory = pin_memory
-        self.draw = draw
-        self._nodes = None if draw is None else node_slices(schema, rank, num_ranks)
+        self.negatives = negatives
+        self._nodes = None if negatives is None else node_slices(schema, rank, num_ranks)
         self.invalid: Counter[str] = Counter()
         """Values mended so far by each policy, by `feature.policy`."""
         self.damage = dict(damage or {})
@@ -203,8 +203,8 @@ class Reader:
             pending = [rows.slice(int(counts[rank]), rows.num_rows)]
             after = Position(epoch, stop) if stop < self.num_samples else Position(epoch + 1, 0)
             share, lost = self._without_lost(rows.slice(0, int(counts[rank])))
-            if self.draw is not None:
-                share = with_negatives(share, self.schema, self.draw, epoch)
+            if self.negatives is not None:
+                share = self.negatives.add_to(share, epoch)
             size, num_samples = int(counts.max()), stop - start
             batch = make_batch(share, self.schema, size, num_samples, epoch, after, self._nodes)
             yield replace(batch, lost=lost) if lost else batch

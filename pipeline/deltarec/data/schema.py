@@ -106,18 +106,18 @@ OWN = ("own_", "popular_")
 
 
 class Ranking(Config):
-    """How a pairwise task is evaluated: by the ranks of held-out items among a query's candidates."""
+    """How a pairwise task is evaluated: by the ranks of held-out items among its candidates."""
 
     at: list[PositiveInt] = Field(default=[10, 20], min_length=1)
     """The K of recall@K, hr@K and ndcg@K."""
     against: int | None = Field(default=None, gt=0)
     """Also rank each held-out item among so many items drawn at random, which the query has nowhere
     in `exclude` nor in the evaluated data: sampled_hr@10 and so on."""
-    own: list[str] = []
+    own: list[str] = []  # noqa: RUF012
     """Also re-rank what the query is known for: the items that it has under these id features in
     `data.events`, and not in `exclude`: own_hr@10 and so on. Beside it stands the list without
     learning, popular_hr@10: the same items by the number of queries that have them in `exclude`."""
-    exclude: list[Literal["train", "valid"]] = ["train"]
+    exclude: list[Literal["train", "valid"]] = ["train"]  # noqa: RUF012
     """Data whose items of the same query are no candidates."""
     chunk: int = Field(default=8192, gt=0)
     """Items that are looked up and scored at a time."""
@@ -140,12 +140,15 @@ class Task(Config):
     """`binary`: logistic loss on a 0/1 label; `regression`: squared error; `pairwise`: each sample
     is a query with an item that belongs to it, which is to score above items drawn at random (BPR);
     there is no label."""
-    query: list[str] = []
+    query: list[str] = []  # noqa: RUF012
     """Of a pairwise task: the features of the query, its id first."""
-    item: list[str] = []
+    item: list[str] = []  # noqa: RUF012
     """Of a pairwise task: the id feature of the item. Ids are rows of its table."""
     negatives: int = Field(default=1, gt=0)
-    """Of a pairwise task: items drawn for each sample, uniformly, any but the sample's own."""
+    """Of a pairwise task: items drawn for each sample, any but the sample's own."""
+    negative_power: float = Field(default=0.0, ge=0)
+    """Of a pairwise task: items are drawn in proportion to this power of the number of samples that
+    have them in `train`; 0 draws all alike, the rare ones as often as the frequent."""
     num_items: int | None = Field(default=None, gt=1)
     """Of a pairwise task: its items are the ids below this; all rows of the table if not given."""
     ranking: Ranking = Ranking()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of an epoch, which knows nothing of ranks.
 
-The N rows of a dataset are cut into *lanes*, contiguous row ranges of about equal size, and each lane is
-dealt row by row to its *streams*; lanes times streams a lane is V, the number of logical streams.
-The epoch is: the first sample of every stream in turn, the second of every stream, and so on. A
-rank owns whole streams, so it reads only their lanes, and the global batch (the next B samples of
-the epoch) is the same set for any number of ranks. All streams are equally long within a sixty-
-fourth, so ranks carry equal loads, and one number, how many samples of the epoch are done, says
-where every stream stands.
+The N rows of a dataset are cut into *lanes*, contiguous row ranges of about equal size, and each
+lane is dealt row by row to its *streams*; lanes times streams a lane is V, the number of logical
+streams. The epoch is: the first sample of every stream in turn, the second of every stream, and so
+on. A rank owns whole streams, so it reads only their lanes, and the global batch (the next B
+samples of the epoch) is the same set for any number of ranks. All streams are equally long within a
+sixty-fourth, so ranks carry equal loads, and one number, how many samples of the epoch are done,
+says where every stream stands.
 
 Two things make the order random: within a lane the row groups are read in a permuted order, and
 within a stream the samples are permuted in windows.

@@ -84,7 +84,9 @@ class SubgraphSampler:
             reach = self._reach(frontier)
             reach[chosen] = 0.0
             sides = (slice(0, users), slice(users, None))
-            found = [side.start + self._largest(reach[side], key + hop, side.start) for side in sides]
+            found = [
+                side.start + self._largest(reach[side], key + hop, side.start) for side in sides
+            ]
             frontier = np.concatenate(found)
             chosen[frontier] = True
         return torch.from_numpy(np.flatnonzero(chosen))

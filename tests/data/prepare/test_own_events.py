@@ -130,7 +130,9 @@ def test_columns_may_stand_in_another_order(tmp_path: Path):
     pq.write_table(table.select(table.column_names[::-1]), second)
     prepare(options(), tmp_path / "log", tmp_path / "other")
     for split in ("train", "valid", "test"):
-        assert pq.read_table(tmp_path / "other" / split).equals(pq.read_table(tmp_path / "out" / split))
+        assert pq.read_table(tmp_path / "other" / split).equals(
+            pq.read_table(tmp_path / "out" / split)
+        )
 
 
 def test_an_event_without_a_time(tmp_path: Path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_each_click_has_what_stands_around_it(rows: list[dict[str, Any]]):
     for row in rows[:200]:
         assert set(Counter(row["clicks"]).values()) == {2} and len(row["clicks"]) == 8
         assert [len(beside) for beside in row["shown"]] == [6] * 8
-        assert sum(row["shown"], []) == row["recent_shown"]
+        assert list(chain(*row["shown"])) == row["recent_shown"]
         assert row["item"] in row["clicks"]
 
 

@@ -3,7 +3,8 @@
 
 `marital_stat` is the second label; `det_hh_fam_stat`, `det_hh_summ` and `tax_filer_stat` give it
 away (the first alone with an AUC of 0.978). They stay out, as do the raw income, and the survey's
-weights, which are no feature of a person. Published figures that use them compare with nothing here.
+weights, which are no feature of a person. Published figures that use them compare with nothing
+here.
 """
 
 from pathlib import Path

@@ -11,16 +11,16 @@ cut to the user's own, are found for all events at once with a few sums over the
 become lists only at the end, for as many rows at a time as memory allows.
 
 **Causal.** The past of an event is what has a *smaller time*: one at the same time is not in it,
-wherever it stands in the log. An exposure that followed a click but not yet the event in question is
-outside of the event's past, and its range ends before it.
+wherever it stands in the log. An exposure that followed a click but not yet the event in question
+is outside of the event's past, and its range ends before it.
 
-**Aligned by rank**, as in TEM4CTR: the R un-clicked exposures right before a click in the user's log
-and the R right after it, whatever time lies between; `max_gap` is a cap on that time. Other clicks
-between are not counted. One exposure may belong to several clicks. Within one time the log's own
-order counts: two events of one past.
+**Aligned by rank**, as in TEM4CTR: the R un-clicked exposures right before a click in the user's
+log and the R right after it, whatever time lies between; `max_gap` is a cap on that time. Other
+clicks between are not counted. One exposure may belong to several clicks. Within one time the log's
+own order counts: two events of one past.
 
-Not chosen: a window of the clock alone (in a slow hour it is empty, in a fast one it holds hundreds),
-joins of a dataframe engine (they make the pairs that ranges only describe).
+Not chosen: a window of the clock alone (in a slow hour it is empty, in a fast one it holds
+hundreds), joins of a dataframe engine (they make the pairs that ranges only describe).
 """
 
 from typing import NamedTuple

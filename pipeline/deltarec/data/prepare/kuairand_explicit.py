@@ -130,8 +130,8 @@ def _read(source: Path) -> pd.DataFrame:
     features_of = pd.Index(users["user_id"]).get_indexer(pd.Index(raw["user_id"]))
     if (features_of < 0).any():
         raise ValueError(
-            f"{source}: user {raw['user_id'][features_of < 0].iloc[0]} of interactions.parquet is not in "
-            "user_features_pure.parquet; get the dataset again, all files of one version"
+            f"{source}: user {raw['user_id'][features_of < 0].iloc[0]} of interactions.parquet is "
+            "not in user_features_pure.parquet; get the dataset again, all files of one version"
         )
     click = raw["is_click"].astype("int8")
     return pd.DataFrame(

@@ -3,9 +3,9 @@
 
 A row is a view. Its label is whether the same user carts or buys the same item within `hours` from
 the view on (at its own second, too). So a label is known only so long after its view; a partition
-stands for the views of its hours, and in production it would be written when their labels are known.
-An hour suffices for 96 % of the carts and purchases that follow within a day. The rows held out for
-other protocols, whose time is 0, are left out; they tell of purchases without saying when.
+stands for the views of its hours, and in production it would be written when their labels are
+known. An hour suffices for 96 % of the carts and purchases that follow within a day. The rows held
+out for other protocols, whose time is 0, are left out; they tell of purchases without saying when.
 """
 
 from pathlib import Path

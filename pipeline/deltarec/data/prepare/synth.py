@@ -17,8 +17,8 @@ odds of a positive go from half of the base rate's in the first scenario to doub
 
 With `cascade` the tasks are steps of a funnel: what is drawn for task t is whether the step *would*
 be taken, the column `potential_t`, and `task_t` is 1 only where all steps up to it would. Where the
-tasks' cosine is high, rows that reach a step are those likely to take it: selection bias, by what the
-features show and nothing else. `potential_t` is for judging models, not for training them.
+tasks' cosine is high, rows that reach a step are those likely to take it: selection bias, by what
+the features show and nothing else. `potential_t` is for judging models, not for training them.
 
 Rows come in blocks. A block is drawn from (seed, number of the block) alone and always computed
 whole: rows do not depend on how many are wanted at once, and memory stays that of a few blocks.
@@ -97,7 +97,9 @@ class Synth(Dataset):
                 "have more id or dense features"
             )
         if isinstance(self.base_rate, list) and len(self.base_rate) != self.num_tasks:
-            raise ValueError(f"base_rate {self.base_rate}: expected num_tasks = {self.num_tasks} numbers")
+            raise ValueError(
+                f"base_rate {self.base_rate}: expected num_tasks = {self.num_tasks} numbers"
+            )
         return self
 
     @property

@@ -4,13 +4,13 @@
 A row is a user's log of clicks and un-clicked exposures, and a target. Half of the user's items are
 *wanted*: they were seen several times around each click on them. The other half are clicked by
 accident: around such a click another item of that half is seen, each exactly as often. So a wanted
-item has as many clicks and as many exposures as any other, at the same kind of times; the two differ
-by nothing but which exposures stand around which clicks.
+item has as many clicks and as many exposures as any other, at the same kind of times; the two
+differ by nothing but which exposures stand around which clicks.
 
 The target is one of the user's items, clicked with a chance of `high` if it is wanted, of `low` if
 not. Whatever reads clicks and exposures as two bags has an AUC of 0.5; that of the chance itself is
-0.5 + (high - low) / (8 p (1 - p)) with p = (high + low) / 2. Some exposures are noise, of any of the
-user's items.
+0.5 + (high - low) / (8 p (1 - p)) with p = (high + low) / 2. Some exposures are noise, of any of
+the user's items.
 
 The lists are built by `event_log.py` from a log with times, as they are of real data.
 """

@@ -2,16 +2,17 @@
 """A made-up stream whose truth is known: ids come and go, and what they are drifts.
 
 Each of two fields, user and item, has a fixed number of *places*, and each place is held by one id
-at a time. Arrivals choose places by a Zipf law. Between two partitions a place changes hands with the
-chance `churn`: its id never comes back, and a new one holds it. So the number of living ids is
+at a time. Arrivals choose places by a Zipf law. Between two partitions a place changes hands with
+the chance `churn`: its id never comes back, and a new one holds it. So the number of living ids is
 constant, the number of all ids grows without end, and new ids may be hot from their first hour. Ids
 are 64-bit hashes of (field, place, how often it has changed hands).
 
-An id has an effect, a vector of 4 numbers with variance 1, that turns by `drift` radians a partition
-in a plane of its own: after t partitions it is cos(drift t) a + sin(drift t) b, a and b being hashes
-of the id. The logit is linear in the user's effect, the item's, and their product; its deviation over
-all rows is `signal`. The best reachable AUC is that of the true probability, in `dataset.json` over all
-rows and by partition. No learner reaches it: what a new id is, its rows alone tell.
+An id has an effect, a vector of 4 numbers with variance 1, that turns by `drift` radians a
+partition in a plane of its own: after t partitions it is cos(drift t) a + sin(drift t) b, a and b
+being hashes of the id. The logit is linear in the user's effect, the item's, and their product; its
+deviation over all rows is `signal`. The best reachable AUC is that of the true probability, in
+`dataset.json` over all rows and by partition. No learner reaches it: what a new id is, its rows
+alone tell.
 """
 
 import sys
