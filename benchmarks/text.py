@@ -35,6 +35,7 @@ ITEMS, DIM, LEVELS, CODES = 4000, 384, 4, 256
 FIELDS = [f"field{i}" for i in range(7)]
 CONTENDERS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "without text": (None, ""),
+    "a ninth id field": (None, "fp32"),
     "mlp, fp16": ({"name": "mlp"}, "fp16"),
     "mlp, int8": ({"name": "mlp"}, "int8"),
     "mlp, fp32": ({"name": "mlp"}, "fp32"),
@@ -66,6 +67,9 @@ def job(folder: Path, adaptor: dict[str, Any] | None, precision: str, batch_size
         "trunk": {"name": "mlp", "hidden": []},
         "heads": {"name": "mmoe", "experts": 4, "hidden": [256, 128], "tower": [64]},
     }
+    if adaptor is None and precision:
+        features["again"] = {"kind": "id", "column": "item"}
+        tables["again"] = {"rows": ITEMS}
     if adaptor is not None:
         column = "codes" if adaptor["name"] == "semantic_ids" else "vectors"
         source = {"source": str(folder / f"{column}.parquet"), "key": "id", "column": column}

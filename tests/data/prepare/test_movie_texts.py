@@ -65,6 +65,16 @@ def test_items_have_texts_that_read_well(raw: Path, tmp_path: Path) -> None:
     assert items["plot"].to_pylist()[:3] == [None, None, "Somebody goes somewhere."]
 
 
+def test_the_catalogue_has_all_movies_and_nothing_else(raw: Path, tmp_path: Path) -> None:
+    prepare(MovieLens1MText(catalogue=3), raw, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out/catalogue")
+    assert rows.schema.equals(pq.read_schema(tmp_path / "out/train/part-00000.parquet"))
+    assert sorted(rows["movie_id"].to_pylist()) == sorted([*range(1, 61)] * 3)
+    assert rows["movie_id"].to_pylist()[:60] != [*range(1, 61)]
+    for name in set(rows.column_names) - {"movie_id", "movie_trained"}:
+        assert rows[name].null_count == len(rows)
+
+
 def test_movielens_own_files_have_titles_alone(raw: Path, tmp_path: Path) -> None:
     """The .dat files have no plots: items say so, and the same template makes texts of the rest."""
     dat = tmp_path / "dat"

@@ -26,6 +26,9 @@ class MovieLens1MText(Dataset):
     """Seed of the split, and of which movies are cold."""
     cold_items: float = Field(default=0.1, ge=0, lt=1)
     """Share of the rated movies that are cold: no rating of them is in train or valid."""
+    catalogue: int = Field(default=20, gt=0)
+    """Rows of each movie in `catalogue/`, in random order, of train's columns: the movie, cold or
+    not, and else nulls. Beside train they show alignment all movies (docs/methods/alignment.md)."""
 
     def write(self, source: Path, target: Path) -> dict[str, Any]:
         raw = read_raw(source)
@@ -44,13 +47,25 @@ class MovieLens1MText(Dataset):
         for split, rows in zip(SPLITS, splits, strict=True):
             write_split(target, split, len(rows), [columns.take(rows)])
         write_items(target, raw.movies)
+        self._write_catalogue(target, raw.movies.index.to_numpy(), columns.schema)
         return {
             "table_sizes": table_sizes(columns),
             "notes": [
                 "movie_trained counts the movie's ratings in train: 0 for those that are cold",
                 "items/ has one row for each movie, with its texts",
+                f"catalogue/ has {self.catalogue} rows for each movie, without user and labels",
                 *missing_texts(raw.movies),
             ],
             "cold_movies": num_cold,
             "cold_rows": int(is_cold.sum()),
         }
+
+    def _write_catalogue(self, target: Path, movies: np.ndarray, schema: pa.Schema) -> None:
+        random = np.random.default_rng([self.seed, 2])
+        rows = random.permutation(np.repeat(movies, self.catalogue))
+        known = {"movie_id": rows, "movie_trained": np.zeros_like(rows)}
+        columns = [
+            pa.array(known[name], kind) if name in known else pa.nulls(len(rows), kind)
+            for name, kind in zip(schema.names, schema.types, strict=True)
+        ]
+        write_split(target, "catalogue", len(rows), [pa.table(columns, schema=schema)])
