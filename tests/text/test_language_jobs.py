@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,7 +18,7 @@ from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
 from tests.distributed.test_any_number_of_processes import assert_equal_losses, train
 from tests.embeddings.quantised_job import whole_state
-from tests.language_job import aligned_job, language_job, vector_job, write_language_data
+from tests.language_job import LOSSES, aligned_job, language_job, vector_job, write_language_data
 from tests.small_job import small_job
 
 STEPS, SAVED = 12, 7
@@ -133,3 +136,46 @@ def check_second_stage(first: Path, folder: Path, run: Path, capsys: Any) -> Non
     torch.testing.assert_close(mine["item.weight"], other["item.weight"])
     line = json.loads((first / "metrics.jsonl").read_text().splitlines()[0])
     assert {"loss/click", "loss/align/contrastive", "loss/align/masked_token"} <= line.keys()
+
+
+def test_items_that_no_sample_has_learn_from_a_catalogue(
+    folder: Path, tmp_path: Path, one_process: torch.device
+):
+    """Its rows have an item, and neither a user nor a label."""
+    rows = pq.read_table(folder / "train")
+    rated = rows.filter(pc.field("item") < 90)
+    catalogue = pa.Table.from_pylist([{"item": i} for i in range(100)], schema=rows.schema)
+    for name, table in (("rated", rated), ("catalogue", catalogue)):
+        (folder / name).mkdir()
+        pq.write_table(table, folder / name / "0.parquet")
+    tables = vector_job(folder).embedding.tables
+    moved = {}
+    for data in (["rated"], ["rated", "catalogue"]):
+        job = vector_job(
+            folder,
+            data__train=data,
+            features={
+                "user": {"kind": "id", "optional": True},
+                "item": {"kind": "id"},
+                "vector": {"kind": "id", "column": "item"},
+            },
+            embedding__tables={
+                name: tables[name].model_dump(exclude_unset=True)
+                for name in ("user", "item", "vector")
+            },
+            tasks={"click": {"on_invalid": "mask"}},
+            scenario=None,
+            model={
+                "trunk": {"name": "mlp", "hidden": [8]},
+                "heads": {"name": "shared_bottom"},
+                "align": {"vectors": ["vector"], "losses": LOSSES[:1], "tasks": 1.0},
+            },
+        )
+        (tmp_path / "-".join(data)).mkdir()
+        trainer = Trainer(job, RunFolder(tmp_path / "-".join(data)), one_process)
+        before = whole_state(trainer)["item.weight"].clone()
+        trainer.fit()
+        change = (whole_state(trainer)["item.weight"] - before).abs().amax(1) > 0
+        moved[len(data)] = set(change.nonzero().flatten().tolist())
+    assert moved[1] == set(range(90))
+    assert moved[2] == set(range(100))
