@@ -4,7 +4,8 @@
     deltarec bench text --output text.json
 
 Eight id fields of 16 columns, heads mmoe of four experts 256-128 on two tasks, row-wise Adagrad;
-beside them vectors of 384 columns for 4,000 items, a random one a sample, as a field of 16 columns.
+beside them vectors of 384 columns for 4,000 items, a random one a sample, as a field of 16 columns;
+or, for what any such field costs, a ninth id field.
 One process, batches in memory. Contenders take turns, step by step; the table has the medians, and
 their ratios to the job without text in the same run.
 """
@@ -67,15 +68,14 @@ def job(folder: Path, adaptor: dict[str, Any] | None, precision: str, batch_size
         "trunk": {"name": "mlp", "hidden": []},
         "heads": {"name": "mmoe", "experts": 4, "hidden": [256, 128], "tower": [64]},
     }
-    if adaptor is None and precision:
-        features["again"] = {"kind": "id", "column": "item"}
-        tables["again"] = {"rows": ITEMS}
+    if precision:
+        features["text"] = {"kind": "id", "column": "item"}
+        tables["text"] = {"rows": ITEMS, "precision": precision}
     if adaptor is not None:
         column = "codes" if adaptor["name"] == "semantic_ids" else "vectors"
         source = {"source": str(folder / f"{column}.parquet"), "key": "id", "column": column}
-        features["text"] = {"kind": "id", "column": "item"}
         dim = LEVELS if column == "codes" else DIM
-        tables["text"] = {"rows": ITEMS, "dim": dim, "precision": precision, "frozen": source}
+        tables["text"] |= {"dim": dim, "frozen": source}
         model["text"] = adaptor
     tree = {
         "data": {"source": str(folder)},

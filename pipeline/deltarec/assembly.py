@@ -16,7 +16,7 @@ from deltarec.data.negatives import Negatives
 from deltarec.data.pairs import count_items, read_pairs
 from deltarec.data.reader import Reader
 from deltarec.data.subgraphs import SubgraphSampler
-from deltarec.distributed import rank, world_size
+from deltarec.distributed import all_sum, rank, world_size
 from deltarec.embeddings import sharding
 from deltarec.embeddings.agent import Agent
 from deltarec.embeddings.assignment import Assignments
@@ -124,12 +124,14 @@ def open_reader(
 
 
 def _negatives(job: Job, files: Sequence[ParquetFile]) -> Negatives:
-    """What draws the negatives of the job, which is trained on these files."""
+    """What draws the negatives of the job, which is trained on these files; a collective."""
     schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
     names = [name for name, task in job.tasks.items() if task.negative_power]
     counts: dict[str, np.ndarray] = {}
     if names:
-        counts = count_items(Reader(files, schema, job.data.reader, rows, seed=None), names)
+        reader = Reader(files, schema, job.data.reader, rows, None, rank(), world_size())
+        for name, share in count_items(reader, names).items():
+            counts[name] = all_sum(torch.from_numpy(share)).numpy()
     return Negatives(schema, job.train.seed, counts)
 
 

@@ -14,7 +14,7 @@ GRAPH = {"name": "cigcn", "user": "user", "behaviours": ["item", "other"], "laye
 
 
 def sampler(folder: Path, nodes: int, hops: int) -> tuple[SubgraphSampler, Tensor]:
-    """One over random graphs of two behaviours; the edges of their union by parts, `[N, N]`."""
+    """One over random graphs of two behaviours; their union's edges by equal parts, `[N, N]`."""
     overrides: dict[str, Any] = {
         "features": {
             "user": {"kind": "id"},

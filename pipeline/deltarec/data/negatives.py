@@ -74,7 +74,7 @@ class Negatives:
 
 def cumulative(counts: np.ndarray, power: float) -> np.ndarray:
     """Int64 `[n + 1]` from 0, whose steps are as `counts ** power`; only a count of 0 has none."""
-    weights = np.where(counts > 0, counts.astype(np.float64) ** power, 0.0)
+    weights = counts.astype(np.float64) ** power
     steps = np.floor(weights * ((WHOLE - len(counts)) / weights.sum())).astype(np.int64)
     return np.append(0, np.maximum(steps, counts > 0).cumsum())
 

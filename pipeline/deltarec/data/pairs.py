@@ -45,8 +45,8 @@ def count_items(reader: Reader, tasks: Sequence[str]) -> dict[str, np.ndarray]:
     schema = reader.schema
     found = {name: np.zeros(schema.num_items(name), dtype=np.int64) for name in tasks}
     for batch in reader.read(Position(), epochs=1):
-        for name, counts in found.items():
-            chosen = batch.mask[:, list(schema.tasks).index(name)]
-            items = batch.ids(schema.tasks[name].item[0])[chosen].numpy()
-            counts += np.bincount(items, minlength=len(counts))
+        for t, (name, task) in enumerate(schema.tasks.items()):
+            if name in found:
+                items = batch.ids(task.item[0])[batch.mask[:, t]].numpy()
+                found[name] += np.bincount(items, minlength=len(found[name]))
     return found

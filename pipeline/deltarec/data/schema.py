@@ -106,7 +106,7 @@ OWN = ("own_", "popular_")
 
 
 class Ranking(Config):
-    """How a pairwise task is evaluated: by the ranks of held-out items among its candidates."""
+    """How pairwise tasks are evaluated: by ranks of held-out items among a query's candidates."""
 
     at: list[PositiveInt] = Field(default=[10, 20], min_length=1)
     """The K of recall@K, hr@K and ndcg@K."""

@@ -28,7 +28,8 @@ class MovieLens1MText(Dataset):
     """Share of the rated movies that are cold: no rating of them is in train or valid."""
     catalogue: int = Field(default=20, gt=0)
     """Rows of each movie in `catalogue/`, in random order, of train's columns: the movie, cold or
-    not, and else nulls. Beside train they show alignment all movies (docs/methods/alignment.md)."""
+    not, 0 for movie_trained, and nulls. Beside train they show alignment all movies
+    (docs/methods/alignment.md)."""
 
     def write(self, source: Path, target: Path) -> dict[str, Any]:
         raw = read_raw(source)
