@@ -259,7 +259,8 @@ class _Chunk:
             own: float32 `[p]`, the pair's own score.
             item: int64 `[p]`, its item.
         """
-        count = (scores[row] >= own.unsqueeze(1)).sum(1)
+        # In place, 1.0 where true, exact up to 2^24: a sum of bools sums a copy in int64.
+        count = scores[row].ge_(own.unsqueeze(1)).sum(1).long()
         here = ((item >= self.start) & (item < self.stop)).to(scores.device)
         column = (item - self.start).to(scores.device)[here]
         count[here] -= (scores[row[here], column] >= own[here]).long()

@@ -119,7 +119,7 @@ class Ranking(Config):
     learning, popular_hr@10: the same items by the number of queries that have them in `exclude`."""
     exclude: list[Literal["train", "valid"]] = ["train"]  # noqa: RUF012
     """Data whose items of the same query are no candidates."""
-    chunk: int = Field(default=8192, gt=0)
+    chunk: int = Field(default=8192, gt=0, le=1 << 24)
     """Items that are looked up and scored at a time."""
 
     @property
