@@ -50,10 +50,11 @@ class MESI(PairModel):
         return self.query(task, fields)
 
     def score(self, task: str, query: Tensor, item: Tensor) -> Tensor:
-        left, right = (self._by_behaviour(vectors) for vectors in (query, item))
+        left, right = (vectors.split(self.dim, dim=1) for vectors in (query, item))
         own = self.own[task]
-        gate = self.gate(torch.cat([left[:, own], right[:, own]], dim=1)).softmax(dim=1)
-        return self.scale * (gate * (left * right).sum(2)).sum(1)
+        gate = self.gate(torch.cat([left[own], right[own]], dim=1)).softmax(dim=1)
+        experts = [(u * i).sum(1) for u, i in zip(left, right, strict=True)]
+        return self.scale * (gate * torch.stack(experts, dim=1)).sum(1)
 
     def scores(self, task: str, queries: Tensor, items: Tensor) -> Tensor:
         # A gate's exponential is a factor of the query times one of the item, so all sums over the
@@ -63,11 +64,8 @@ class MESI(PairModel):
         biases = self.gate.bias, torch.zeros_like(self.gate.bias)
         sides, factors = [], []
         for vectors, weight, bias in zip((queries, items), weights, biases, strict=True):
-            split = self._by_behaviour(vectors)
+            split = vectors.view(len(vectors), self.num_behaviours, self.dim)
             logits = F.linear(split[:, own], weight, bias)
             factors.append((logits - logits.amax(1, keepdim=True)).exp())  # [n, K]
             sides.append((split * factors[-1].unsqueeze(2)).flatten(1))
         return self.scale * (sides[0] @ sides[1].T) / (factors[0] @ factors[1].T)
-
-    def _by_behaviour(self, vectors: Tensor) -> Tensor:
-        return vectors.view(len(vectors), self.num_behaviours, self.dim)
