@@ -259,9 +259,9 @@ class _Found:
 
     rows: Tensor
     """int64 `[B]`: 0, 1, …"""
-    pooled: Mapping[str, Tensor]
+    pooled: dict[str, Tensor]
     """Vectors `[B, D]` of ids and id lists."""
-    dense: Mapping[str, Tensor]
+    dense: dict[str, Tensor]
     """`[B, 1]`"""
     places: Mapping[str, Tensor]
     """Of features that name nodes, int64 `[B]`; that of node 0 where there is none, which counts
