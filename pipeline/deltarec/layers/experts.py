@@ -31,4 +31,9 @@ class Experts(nn.ModuleList):
 
 def mixture(weights: Tensor, experts: Tensor) -> Tensor:
     """Σ_e w_e h_e of each sample: `[B, E]` and `[B, E, H]` to `[B, H]`."""
+    # On CPU torch.bmm leaves matrices of less than 400 numbers to a loop of its own. Forward and
+    # backward of a batch of 4096, one core: four experts of 64 columns 13 ms by bmm and 5 so, four
+    # of 128 columns 6 and 9.
+    if experts.shape[1:].numel() < 400:
+        return (weights.to(experts.dtype).unsqueeze(2) * experts).sum(1)
     return torch.bmm(weights.unsqueeze(1), experts).squeeze(1)
