@@ -265,6 +265,40 @@ def test_re_ranking_what_the_query_is_known_for(tmp_path: Path, one_process: tor
         assert found[f"{kind}recall@3"] == pytest.approx(np.mean(values))
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("model", ["mf", "mesi", "joined"])
+def test_drawn_and_own_candidates_without_all_others(tmp_path: Path, model: str, ranks: int):
+    """They rank as they do beside all items."""
+    write_pair_data(tmp_path, behaviours=True)
+    parts: dict[str, Any] = {}
+    if model != "mf":
+        parts = {**GRAPH_JOB, "model__pair": {"name": model}}
+    if model == "joined":
+        parts["model__heads"] = {"name": "mmoe", "experts": 2, "hidden": [6]}
+    found = []
+    for everything in (True, False):
+        ranking = {"at": AT, "all": everything, "against": 30, "own": ["other"], "chunk": 7}
+        job = pair_job(
+            tmp_path,
+            **parts,
+            data__test=["test"],
+            tasks__listen__ranking=ranking,
+            train__eval_batch_size=37,
+        )
+        found.append(run_ranks(ranks, evaluate, tmp_path, job)[0])
+    beside, alone = found
+    assert beside.keys() - alone.keys() == {
+        f"{m}@{k}" for m in ("recall", "hr", "ndcg") for k in AT
+    }
+    assert alone == pytest.approx({name: beside[name] for name in alone}, rel=1e-12)
+    assert 0 < beside["sampled_hr@3"] < 1
+
+
+def test_a_ranking_of_nothing_is_refused(pair_data: Path):
+    with pytest.raises(ValueError, match="nothing is ranked; give against or own"):
+        job_of(pair_data, all=False)
+
+
 def test_a_job_stops_early_by_a_ranking_and_has_learned(
     pair_data: Path, tmp_path: Path, one_process: torch.device
 ):

@@ -134,24 +134,22 @@ class Retrieval:
         found = dict.fromkeys(ranking.kinds, torch.empty(0, dtype=torch.int64))
         if all_sum(torch.tensor(len(held.item))):
             found = self._ranks(name, ranking, held, known, own)
-        sums, metrics = (
-            [],
-            {f"{m}@{k}": RANKING_METRICS[m](k) for k in ranking.at for m in RANKING_METRICS},
-        )
+        metrics = {f"{m}@{k}": RANKING_METRICS[m](k) for k in ranking.at for m in RANKING_METRICS}
+        rows = []
         for kind, ranks in found.items():
             # Against drawn items, each held-out item is a case by itself.
             alone = kind == "sampled_"
             query = torch.arange(len(ranks)) if alone else held.query
             num_queries = len(ranks) if alone else len(held.ids)
-            sums += [torch.tensor(float(num_queries)).double()]
-            sums += [metric.values(ranks, query, num_queries).sum() for metric in metrics.values()]
-        totals = all_sum(torch.stack(sums)).view(len(found), -1)
-        values: Values = {
+            values = [metric.values(ranks, query, num_queries).sum() for metric in metrics.values()]
+            rows.append(torch.stack([torch.tensor(num_queries).double(), *values]))
+        totals = all_sum(torch.stack(rows)).tolist()
+        means: Values = {
             f"{kind}{metric}": value / count if count else None
-            for kind, (count, *row) in zip(found, totals.tolist(), strict=True)
+            for kind, (count, *row) in zip(found, totals, strict=True)
             for metric, value in zip(metrics, row, strict=True)
         }
-        return {**values, "n": int(totals[0, 0])}
+        return {**means, "n": int(all_sum(torch.tensor(len(held.ids))))}
 
     def _ranks(
         self, name: str, ranking: Ranking, held: HeldOut, known: Tensor, own: Tensor
@@ -163,12 +161,12 @@ class Retrieval:
         scored = scored.float()
         popularity = all_sum(torch.bincount(known % num_items, minlength=num_items))
         place, known = held.those(known, num_items)
-        candidates = _Candidates.of(held, own[~torch.isin(own, known)], num_items)
-        drawn = None
+        lists = {"own_": _Candidates.of(held, own[~torch.isin(own, known)], num_items)}
         if ranking.against is not None:
-            drawn = self._drawn(ranking.against, num_items, held, known).to(self.device)
+            drawn = self._drawn(ranking.against, num_items, held, known)
+            lists["sampled_"] = _Candidates.drawn(held, drawn)
         bad = (~scored.isfinite()).sum().cpu()
-        above = {kind: torch.zeros_like(held.item, device=self.device) for kind in ("", "sampled_")}
+        above = torch.zeros_like(held.item, device=self.device)
         block_size = max(1, BLOCK // ranking.chunk // self.pair.numbers_per_score)
         for start in range(0, num_items, ranking.chunk):
             stop = min(start + ranking.chunk, num_items)
@@ -176,17 +174,19 @@ class Retrieval:
             here = (known % num_items >= start) & (known % num_items < stop)
             excluded = place[here], known[here] % num_items - start
             chunk = _Chunk(start, stop, vectors, excluded)
-            for pairs, block in _blocks(held, block_size):
+            for pairs, block in _blocks(held, block_size) if ranking.all else ():
                 scores = self.pair.scores(name, queries[block], vectors).float()
-                candidates.take(scores, block, start, stop)
+                for candidates in lists.values():
+                    candidates.take(scores, block, start, stop)
                 scores = chunk.without_excluded(scores, block.start)
                 bad += (scores.isnan() | (scores == torch.inf)).sum().cpu()
                 row = held.query[pairs].to(self.device) - block.start
-                item, mine = held.item[pairs], scored[pairs]
-                above[""][pairs] += chunk.others(scores, row, mine, item)
-                if drawn is not None:
-                    above["sampled_"][pairs] += chunk.among(scores, row, mine, drawn[pairs])
+                above[pairs] += chunk.others(scores, row, scored[pairs], held.item[pairs])
+            for candidates in lists.values() if not ranking.all else ():
+                candidates.score(name, self.pair, queries, vectors, start)
             self.beat()
+        for candidates in lists.values() if not ranking.all else ():
+            bad += (candidates.scores.isnan() | (candidates.scores == torch.inf)).sum()
         if count := int(all_sum(bad)):
             raise ValueError(
                 f"task '{name}': {count} scores are NaN or infinite: look for a learning rate that "
@@ -194,8 +194,12 @@ class Retrieval:
             )
         # The larger, the more popular; of equals the one with the lower id.
         popular = popularity * num_items - torch.arange(num_items)
-        found = {kind: 1 + count.cpu() for kind, count in above.items()}
-        found["own_"] = candidates.ranks(held, candidates.scores, scored.cpu(), num_items)
+        mine, found = scored.cpu(), {"": 1 + above.cpu()}
+        if "sampled_" in lists:
+            others = lists["sampled_"].scores.view(len(held.item), -1)
+            found["sampled_"] = 1 + (others >= mine.unsqueeze(1)).sum(1)
+        candidates = lists["own_"]
+        found["own_"] = candidates.ranks(held, candidates.scores, mine, num_items)
         found["popular_"] = candidates.ranks(
             held, popular[candidates.item], popular[held.item], num_items
         )
@@ -266,16 +270,10 @@ class _Chunk:
         count[here] -= (scores[row[here], column] >= own[here]).long()
         return count
 
-    def among(self, scores: Tensor, row: Tensor, own: Tensor, drawn: Tensor) -> Tensor:
-        """Likewise of the drawn items, int64 `[p, N]`."""
-        here = (drawn >= self.start) & (drawn < self.stop)
-        found = scores[row.unsqueeze(1), (drawn - self.start).clamp(0, scores.shape[1] - 1)]
-        return ((found >= own.unsqueeze(1)) & here).sum(1)
-
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The items that queries are known for, C of them, and what they score."""
+    """Items that queries are known for, or that are drawn for them, and what they score: C."""
 
     place: Tensor
     """int64 `[C]`, ascending places of their queries."""
@@ -288,6 +286,22 @@ class _Candidates:
     def of(cls, held: HeldOut, pairs: Tensor, num_items: int) -> "_Candidates":
         place, pairs = held.those(pairs, num_items)
         return cls(place, pairs % num_items, torch.full(place.shape, -torch.inf))
+
+    @classmethod
+    def drawn(cls, held: HeldOut, items: Tensor) -> "_Candidates":
+        """Of the items drawn for each pair, `[P, N]`."""
+        place = held.query.repeat_interleave(items.shape[1])
+        return cls(place, items.flatten(), torch.full(place.shape, -torch.inf))
+
+    def score(
+        self, task: str, pair: PairModel, queries: Tensor, vectors: Tensor, start: int
+    ) -> None:
+        """Score the candidates among some items, from `start` on; arguments as in `PairModel`."""
+        [here] = ((self.item >= start) & (self.item < start + len(vectors))).nonzero(as_tuple=True)
+        size = max(1, BLOCK // max(2 * vectors.shape[1], pair.numbers_per_score))
+        for some in here.split(size):
+            row, column = (x[some].to(vectors.device) for x in (self.place, self.item - start))
+            self.scores[some] = pair.score(task, queries[row], vectors[column]).float().cpu()
 
     def take(self, scores: Tensor, block: slice, start: int, stop: int) -> None:
         """Keep the candidates' scores, of some queries and of the items from `start` to `stop`."""

@@ -4,10 +4,10 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pyarrow as pa
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from deltarec.config import Config, OneOf
 from deltarec.data.transforms import TRANSFORMS, Kind, Transform, as_kind, kind_of
@@ -110,6 +110,9 @@ class Ranking(Config):
 
     at: list[PositiveInt] = Field(default=[10, 20], min_length=1)
     """The K of recall@K, hr@K and ndcg@K."""
+    all: bool = True
+    """Rank each held-out item among all items: hr@10 and so on. `false` where that takes too long,
+    for very many items or where heads score each pair; then `against` or `own` is needed."""
     against: int | None = Field(default=None, gt=0)
     """Also rank each held-out item among so many items drawn at random, which the query has nowhere
     in `exclude` nor in the evaluated data: sampled_hr@10 and so on."""
@@ -125,7 +128,14 @@ class Ranking(Config):
     @property
     def kinds(self) -> list[str]:
         """The prefixes of what is reported: among all, drawn, and own candidates."""
-        return ["", *(["sampled_"] if self.against else []), *(OWN if self.own else [])]
+        wanted = {("",): self.all, ("sampled_",): self.against, OWN: self.own}
+        return [kind for kinds, there in wanted.items() if there for kind in kinds]
+
+    @model_validator(mode="after")
+    def _something_to_rank(self) -> Self:
+        if not self.kinds:
+            raise ValueError("with all: false nothing is ranked; give against or own")
+        return self
 
     def metrics(self, names: Iterable[str]) -> list[str]:
         """All that is reported of metrics of such names."""
