@@ -4,12 +4,13 @@
 The train split has a file for each behaviour, with columns `user, view, cart, buy`: a row has the
 item in the column of its behaviour, and nulls in the others. Held out are purchases. `split: 1` of
 the source marks rows of every behaviour: the purchases are the test, the others belong to neither
-side. Validation purchases are taken out of the train split.
+side. Validation purchases are taken out of the train split, as the test's were: of RetailRocket's
+test pairs there are no views and carts either.
 """
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ Events = dict[str, np.ndarray]
 
 class Behaviours(Dataset):
     """Events `user, item, behavior, split` of one file."""
+
+    held_out_of_all: ClassVar[bool]
+    """Whether the source holds views and carts of a pair out together with its purchase."""
 
     seed: int = Field(default=2022, ge=0)
     """Seed of the shuffle."""
@@ -44,6 +48,9 @@ class Behaviours(Dataset):
         chosen = self.validation(source, train["buy"])
         valid = _take(train["buy"], chosen)
         train["buy"] = _take(train["buy"], ~chosen)
+        if self.held_out_of_all:
+            for name in ("view", "cart"):
+                train[name] = _take(train[name], ~np.isin(_keys(train[name]), _keys(valid)))
         random = np.random.default_rng(self.seed)
         for name, rows in train.items():
             shuffled = _take(rows, random.permutation(len(rows["user"])))
@@ -68,6 +75,7 @@ class MBTaobao(Behaviours):
     """Taobao with the validation purchases of MuLE (Lee et al., 2024), one a user."""
 
     dataset: Literal["mb-taobao"] = "mb-taobao"
+    held_out_of_all: ClassVar[bool] = False
 
     def origin(self) -> str:
         return "https://github.com/geonwooko/MULE (data/taobao)"
@@ -81,6 +89,7 @@ class MBRetailRocket(Behaviours):
     """RetailRocket; validated on the last purchase of each user who has two at least."""
 
     dataset: Literal["mb-retailrocket-behaviours"] = "mb-retailrocket-behaviours"
+    held_out_of_all: ClassVar[bool] = True
 
     def origin(self) -> str:
         return "https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset"
