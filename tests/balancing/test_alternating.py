@@ -34,3 +34,11 @@ def test_a_task_without_samples_waits():
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match=r"balance.ratios: no task 'x'; have a, b, c"):
         balancer("alternating", ratios={"x": 1.0})
+
+
+def test_after_an_absence_tasks_take_turns_as_before():
+    method = balancer("alternating", "ab")
+    for _ in range(50):
+        assert method.weights(torch.tensor([1.0, 0.0]).double()).tolist() == [1, 0]
+    turns = [int(method.weights(torch.ones(2).double()).argmax()) for _ in range(6)]
+    assert turns in ([0, 1] * 3, [1, 0] * 3)

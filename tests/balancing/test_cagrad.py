@@ -46,3 +46,12 @@ def test_gradients_whose_hull_holds_zero():
     angles = torch.linspace(0, 2 * torch.pi, 720).double()
     ball = mean + 0.5 * mean.norm() * torch.stack([angles.cos(), angles.sin()], dim=1)
     assert (gradients @ found).min() >= (ball @ gradients.T).min(1).values.max() - 1e-6
+
+
+def test_a_task_without_a_gradient_is_as_if_it_were_not_there():
+    gradients = random_gradients()
+    gradients[1] = 0
+    found = weights(balancer("cagrad"), gradients)
+    assert found[1] == 0
+    alone = weights(balancer("cagrad", "ab"), gradients[[0, 2]])
+    torch.testing.assert_close(found[[0, 2]], alone)

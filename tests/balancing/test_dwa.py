@@ -27,3 +27,13 @@ def test_evaluations_do_not_count(one_process: torch.device):
     before = {k: v.clone() for k, v in method.state_dict().items()}
     method(torch.ones(2))
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+
+
+def test_batches_without_a_task_do_not_make_its_loss_smaller(one_process: torch.device):
+    method = balancer("dwa", "ab", period=4)
+    for period in ([1, 1, 1, 1], [0, 0, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0]):
+        for there in period:
+            method.weights(torch.tensor([2.0, 3.0 * there]).double())
+    torch.testing.assert_close(method.means, torch.tensor([[2.0, 3.0], [2.0, 3.0]]).double())
+    found = method.weights(torch.tensor([2.0, 3.0]).double())
+    torch.testing.assert_close(found, torch.ones(2).double())

@@ -32,3 +32,16 @@ def test_norms_become_equal_where_all_learn_alike():
     for _ in range(100):
         found = weights(method, gradients)
     torch.testing.assert_close(found, torch.tensor([0.5, 1.5]).double(), rtol=0, atol=0.05)
+
+
+def test_a_task_without_a_gradient_keeps_its_weight():
+    method = balancer("gradnorm")
+    gradients = random_gradients() * torch.tensor([[1.0], [5.0], [0.2]])
+    for _ in range(5):
+        weights(method, gradients)
+    before = method.learned.clone()
+    gradients[1] = 0
+    weights(method, gradients, torch.tensor([1.0, 0.0, 1.0]))
+    assert method.learned[1] == before[1]
+    assert (method.learned[[0, 2]] != before[[0, 2]]).all()
+    assert method.learned.sum().item() == pytest.approx(3)

@@ -38,3 +38,17 @@ def test_the_whole_share_makes_norms_equal(one_process: torch.device):
     gradients = TaskGradients(matrix @ parameter, [], [parameter])
     method.combine(gradients)
     torch.testing.assert_close(gradients.combined_shared[0], torch.tensor([2.0, 2.0, 0.0]))
+
+
+def test_batches_without_a_task_do_not_make_its_norm_smaller(one_process: torch.device):
+    """Nor does a late beginning: norms of 1 and 2, the second task in every fourth batch."""
+    method = balancer("metabalance", "ab", r=1.0)
+    parameter = torch.zeros(2, requires_grad=True)
+    method.prepare([], {}, [parameter], [])
+    for step in range(12):
+        there = step % 4 == 3
+        matrix = torch.tensor([[1.0, 0.0], [0.0, 2.0 * there]])
+        gradients = TaskGradients(matrix @ parameter, [], [parameter])
+        method.combine(gradients)
+        wanted = torch.tensor([1.0, float(there)])
+        torch.testing.assert_close(gradients.combined_shared[0], wanted)

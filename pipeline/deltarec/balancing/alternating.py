@@ -14,8 +14,9 @@ from deltarec.config import Config as BaseConfig
 class Alternating(LossBalancer):
     """The loss of one task a batch, as often as its ratio says, spread evenly.
 
-    At each batch every task is credited its ratio; the one with the most credit is trained, and
-    pays the sum of all ratios. A task without samples in the batch waits for the next one.
+    At each batch every task that has samples in it is credited its ratio; the one with the most
+    credit is trained, and pays the sum of those ratios. What is without samples neither gains nor
+    pays: after an absence, however long, it has its turns as before.
     """
 
     class Config(BaseConfig):
@@ -38,11 +39,12 @@ class Alternating(LossBalancer):
         self.register_buffer("credits", torch.zeros(len(tasks), dtype=torch.float64))
 
     def weights(self, losses: Tensor) -> Tensor:
-        self.credits += self.ratios
         present = losses != 0
+        ratios = self.ratios.where(present, 0)
+        self.credits += ratios
         weights = torch.zeros_like(losses)
         if present.any():
             turn = int(torch.where(present, self.credits, -torch.inf).argmax())
-            self.credits[turn] -= self.ratios.sum()
+            self.credits[turn] -= ratios.sum()
             weights[turn] = 1
         return weights

@@ -7,12 +7,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from deltarec.balancing.balancer import WeightingBalancer
+from deltarec.balancing.balancer import MemorylessBalancer
 from deltarec.balancing.simplex import shortest
 from deltarec.config import Config as BaseConfig
 
 
-class CAGrad(WeightingBalancer):
+class CAGrad(MemorylessBalancer):
     """(g_0 + c |g_0| / |g_w| g_w) / (1 + c²), g_0 the mean gradient and g_w = Σ_k w_k g_k.
 
     w minimises g_w·g_0 + c |g_0| |g_w| on the simplex. Since |g_w| is the least of
@@ -32,22 +32,20 @@ class CAGrad(WeightingBalancer):
         super().__init__(config, tasks, seed)
         self.c = config.c
 
-    def weights(self, gram: Tensor, losses: Tensor) -> Tensor:
+    def solve(self, gram: Tensor, losses: Tensor) -> Tensor:
         mean = gram.new_full((len(gram),), 1 / len(gram))
         radius = self.c * float((mean @ gram @ mean).clamp(min=0).sqrt())
         largest = float(gram.diagonal().max())
-        present = gram.diagonal() > 0
-        if radius**2 <= 1e-24 * largest or not present.any():
+        if radius**2 <= 1e-24 * largest:
             return mean / (1 + self.c**2)
-        products = gram[present] @ mean
-        hull, square = gram[present][:, present], float(mean @ gram @ mean)
+        products, square = gram @ mean, float(mean @ gram @ mean)
 
         def solve(t_squared: float) -> tuple[Tensor, float]:
             """W for a t, and how much |g_w|² exceeds t²."""
             by = t_squared**0.5 / radius
-            shifted = hull + by * (products.unsqueeze(0) + products.unsqueeze(1))
+            shifted = gram + by * (products.unsqueeze(0) + products.unsqueeze(1))
             w = shortest(shifted + by**2 * square)
-            return w, float(w @ hull @ w) - t_squared
+            return w, float(w @ gram @ w) - t_squared
 
         # Where the hull holds zero, |g_w| = t = 0, but g_w / t has a limit, which this t is near.
         low, high = 1e-12 * largest, largest
@@ -56,9 +54,7 @@ class CAGrad(WeightingBalancer):
         below = solve(high)[1]
         if above > 0:
             at, w = _root(solve, low, high, above, below)
-        weights = mean.clone()
-        weights[present] += radius / at**0.5 * w
-        return weights / (1 + self.c**2)
+        return (mean + radius / at**0.5 * w) / (1 + self.c**2)
 
 
 def _root(

@@ -53,6 +53,8 @@ class GradNorm(WeightingBalancer):
             goal = norms[present].mean() * rate**self.alpha
             slope = torch.where(present, (norms - goal).sign() * lengths, 0)
             self.adam.step(self.learned, slope.to(self.learned))
-            self.learned.clamp_(min=1e-6)
-            self.learned *= len(losses) / self.learned.sum()
+            learned = torch.where(present, self.learned.cpu().clamp(min=1e-6), weights)
+            rest = len(losses) - learned[~present].sum()
+            learned[present] *= rest / learned[present].sum()
+            self.learned.copy_(learned)
         return weights

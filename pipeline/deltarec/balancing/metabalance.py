@@ -20,7 +20,9 @@ from deltarec.config import Config as BaseConfig
 class MetaBalance(GradientBalancer):
     """g_k ← r (m_0 / m_k) g_k + (1 − r) g_k, m_k the running mean of |g_k| in each tensor; Σ_k g_k.
 
-    Task 0 is the main one. A tensor that it does not reach keeps its gradients.
+    Task 0 is the main one. A tensor that it does not reach keeps its gradients. A task without a
+    gradient in the batch keeps its means; they are divided by 1 − β^n after n batches with one, so
+    that a task that comes late is not taken for a small one.
     """
 
     class Config(BaseConfig):
@@ -33,6 +35,7 @@ class MetaBalance(GradientBalancer):
         """How slowly the norms' means follow."""
 
     norms: Tensor
+    batches: Tensor
 
     def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:
         super().__init__(config, tasks, seed)
@@ -49,16 +52,19 @@ class MetaBalance(GradientBalancer):
         self.features = sorted(features)
         norms = torch.zeros(len(features) + len(shared), len(self.tasks), dtype=torch.float64)
         self.register_buffer("norms", norms)
+        self.register_buffer("batches", torch.zeros_like(norms, dtype=torch.int64))
 
     def combine(self, gradients: TaskGradients) -> None:
         by_feature = gradients.feature_norms()
         shared = gradients.global_shared()
         rows = [by_feature[name] for name in self.features]
         rows += [g.flatten(1).double().norm(dim=1) for g in shared]
-        self.norms.lerp_(torch.stack(rows), 1 - self.beta)
-        main = self.norms[:, :1]
-        known = (main > 0) & (self.norms > 0)
-        ratio = torch.where(known, main / self.norms.where(known, 1), 1)
+        now = torch.stack(rows)
+        self.norms.copy_(torch.where(now > 0, self.norms.lerp(now, 1 - self.beta), self.norms))
+        self.batches += now > 0
+        means = self.norms / (1 - self.beta ** self.batches.double())
+        known = (self.batches[:, :1] > 0) & (self.batches > 0)
+        ratio = torch.where(known, means[:, :1] / means, 1)
         scales = self.r * ratio + (1 - self.r)
         at_features, at_shared = scales.split([len(self.features), len(shared)])
         gradients.scale_features(dict(zip(self.features, at_features, strict=True)))

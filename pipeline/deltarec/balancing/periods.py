@@ -26,6 +26,8 @@ class PeriodConfig(Config):
 class PeriodBalancer(LossBalancer):
     """Sums the global losses, and hands on their mean when a period is over.
 
+    A batch without a task's samples does not count in that task's mean.
+
     Args:
         config: how long a period is.
         tasks: names of the tasks.
@@ -33,6 +35,7 @@ class PeriodBalancer(LossBalancer):
     """
 
     total: Tensor
+    present: Tensor
     steps: Tensor
     periods: Tensor
 
@@ -40,6 +43,7 @@ class PeriodBalancer(LossBalancer):
         super().__init__(config, tasks, seed)
         self.period = config.period
         self.register_buffer("total", torch.zeros(len(tasks), dtype=torch.float64))
+        self.register_buffer("present", torch.zeros(len(tasks), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("periods", torch.zeros((), dtype=torch.int64))
 
@@ -49,12 +53,16 @@ class PeriodBalancer(LossBalancer):
 
     @abstractmethod
     def after_period(self, mean: Tensor) -> None:
-        """A period is over whose mean losses were `[T]`; `self.periods` does not count it yet."""
+        """A period is over whose mean losses were `[T]`; `self.periods` does not count it yet.
+
+        A task without samples in all of the period has 0.
+        """
 
     def weights(self, losses: Tensor) -> Tensor:
         if self.period is not None and self.steps == self.period:
             self._end()
         self.total += losses
+        self.present += losses > 0
         self.steps += 1
         return self.weights_within(losses)
 
@@ -63,7 +71,8 @@ class PeriodBalancer(LossBalancer):
             self._end()
 
     def _end(self) -> None:
-        self.after_period(self.total / self.steps.clamp(min=1))
+        self.after_period(self.total / self.present.clamp(min=1))
         self.total.zero_()
+        self.present.zero_()
         self.steps.zero_()
         self.periods += 1
