@@ -18,7 +18,7 @@ class FairGrad(MemorylessBalancer):
         """Options of the method fairgrad."""
 
         name: Literal["fairgrad"]
-        alpha: float = Field(default=1.0, gt=0)
+        alpha: float = Field(default=1.0, ge=0.5, le=20)
         """1 is proportional fairness; the larger, the more counts the task worst off."""
 
     def __init__(self, config: Config, tasks: list[str], seed: int = 0) -> None:

@@ -13,8 +13,10 @@ def fixed_point(gram: Tensor, power: float = 1.0) -> Tensor:
     """The a > 0 with M a = a^{−p}, by Newton's method.
 
     It is the only minimum of the convex a'Ma / 2 − Σ_k h(a_k), h' = a^{−p}. With a = e b, e_k what
-    a_k would be alone, that is N b = c b^{−p} with N = e M e and c = e^{1 − p}, whose numbers are
-    of like size however the gradients' norms differ.
+    a_k would be alone, that is N b = c b^{−p} with N = e M e and c = e^{1 − p}. Each equation is
+    solved to 1e-10 of its sides, which takes up to 120 steps for p from 1/20 to 2 and gradients
+    whose norms differ by four orders of magnitude. Beyond that some have fewer digits: for a large
+    p, N b is a small difference of large numbers; a small p makes b span many orders.
 
     Args:
         gram: M, positive semi-definite with a positive diagonal, float64 `[T, T]`.
@@ -29,25 +31,21 @@ def fixed_point(gram: Tensor, power: float = 1.0) -> Tensor:
     scaled = np.outer(alone, alone) * matrix / size
     scaled += RIDGE * np.diag(scaled.diagonal())
     gain = alone ** (1 - power)
-
-    def value(b: np.ndarray) -> float:
-        bent = np.log(b) if power == 1 else b ** (1 - power) / (1 - power)
-        return 0.5 * b @ scaled @ b - gain @ bent
-
     b = np.ones(len(matrix))
     for _ in range(200):
-        slope = scaled @ b - gain * b**-power
-        curvature = scaled + np.diag(power * gain * b ** (-power - 1))
-        step = -np.linalg.solve(curvature, slope)
-        decrement = -(slope @ step) / (gain * b ** (1 - power)).sum()
-        length = 1.0
-        # Near the minimum the full step is right, and differences of values are below rounding.
-        while (b + length * step <= 0).any() or (
-            decrement > 1e-8
-            and value(b + length * step) > value(b) + 1e-4 * length * (slope @ step)
-        ):
-            length /= 2
-        b = b + length * step
-        if decrement <= 1e-22:
+        wanted = gain * b**-power
+        slope = scaled @ b - wanted
+        if np.abs(slope / wanted).max() <= 1e-10:
             break
+        curvature = scaled + np.diag(power * wanted / b)
+        units = curvature.diagonal() ** -0.5
+        step = -units * np.linalg.solve(np.outer(units, units) * curvature, units * slope)
+        # Inside the positive numbers, and not far beyond the minimum along the step.
+        length = min(1.0, 0.9 / max((-step / b).max(), 1e-300))
+        while True:
+            there = b + length * step
+            if (scaled @ there - gain * there**-power) @ step <= -0.1 * (slope @ step):
+                break
+            length /= 2
+        b = there
     return torch.from_numpy(alone * b * size ** (-1 / (1 + power))).to(gram)

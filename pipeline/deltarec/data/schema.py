@@ -114,8 +114,8 @@ class Ranking(Config):
     """Rank each held-out item among all items: hr@10 and so on. `false` where that takes too long,
     for very many items or where heads score each pair; then `against` or `own` is needed."""
     against: int | None = Field(default=None, gt=0)
-    """Also rank each held-out item among so many items drawn at random, which the query has nowhere
-    in `exclude` nor in the evaluated data: sampled_hr@10 and so on."""
+    """Also rank each held-out item among so many items drawn at random, each by itself, which the
+    query has nowhere in `exclude` nor in the evaluated data: sampled_hr@10 and so on."""
     own: list[str] = []  # noqa: RUF012
     """Also re-rank what the query is known for: the items that it has under these id features in
     `data.events`, and not in `exclude`: own_hr@10 and so on. Beside it stands the list without
