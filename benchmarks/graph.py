@@ -42,7 +42,7 @@ def main() -> None:
     config = CIGCN.Config(name="cigcn", user="u", behaviours=behaviours, layers=options.layers)
     encoder = CIGCN(config, options.dim, len(graphs)).to(device)
     nodes = torch.randn(options.users + options.items, options.dim, device=device)
-    coo = [_coo(graph, len(nodes)) for graph in graphs]
+    coo = [_coo(graph) for graph in graphs]
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "batched": lambda x: encoder(x, graphs),
         "loop": lambda x: _loop(encoder, x, [graph.propagate for graph in graphs]),
@@ -140,10 +140,8 @@ def _graphs(users: int, items: int, events: list[int], device: torch.device) -> 
     return graphs
 
 
-def _coo(graph: Adjacency, nodes: int) -> Tensor:
-    matrix = graph.matrix
-    csr = torch.sparse_csr_tensor(matrix.starts, matrix.columns, matrix.values, (nodes, nodes))
-    return csr.to_sparse_coo().coalesce()
+def _coo(graph: Adjacency) -> Tensor:
+    return graph.matrix.sparse(torch.float32).to_sparse_coo().coalesce()
 
 
 def _parser() -> argparse.ArgumentParser:

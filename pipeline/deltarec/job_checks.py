@@ -17,7 +17,8 @@ from deltarec.embeddings.tables import TableSpec
 from deltarec.metrics import METRICS
 from deltarec.models import TEXT_ADAPTORS
 from deltarec.models.roles import GraphConfig
-from deltarec.optimizers import SGD, Constant
+from deltarec.optimizers import SGD, Constant, LanguageModelOptimizer
+from deltarec.text.language_model import LanguageModelConfig
 from deltarec.text.prompt import features_of
 
 if TYPE_CHECKING:
@@ -403,9 +404,26 @@ def _check_balance(job: "Job") -> None:
             "train.optimizer: balance adatask makes Adam's update at every batch; leave "
             "'accumulate' and 'clip_norm' out"
         )
+    models = [job.model.language_model, job.model.text]
+    if any(isinstance(model, LanguageModelConfig) and model.trained for model in models):
+        _check_adatask_language(optimizer.language_model)
     for name, table in job.embedding.resolved().items():
         if table.frozen is None:
             _check_adatask_table(name, table)
+
+
+def _check_adatask_language(optimizer: LanguageModelOptimizer) -> None:
+    if not isinstance(optimizer.dense, SGD) or optimizer.dense.momentum:
+        raise ValueError(
+            f"train.optimizer.language_model.dense.name: got '{optimizer.dense.name}'; balance "  # pyright: ignore
+            "adatask is the optimiser of a language model too, and only 'sgd' without momentum "
+            "hands its update on"
+        )
+    if optimizer.every > 1:
+        raise ValueError(
+            f"train.optimizer.language_model.every: got {optimizer.every}; balance adatask makes "
+            "its update at every batch; leave it out"
+        )
 
 
 def _check_adatask_table(name: str, table: TableSpec) -> None:

@@ -58,7 +58,7 @@ def one_step(folder: Path, job: Job) -> dict[str, Any]:
     """On each rank: what the method saw, and the tables and parameters after one step."""
     trainer = Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
     model, found = trainer.model.module, {}
-    own = reached_by_one_task(model.network.heads, 2, model.network.scenario.output_dim)
+    own, _ = reached_by_one_task(model.network.heads, 2, model.network.scenario.output_dim)
     model.boundary = GradientBoundary(model.network, own, model.losses, weighed(found))
     trainer.model.train()
     batches = _Batches(trainer.reader.read(trainer.state.position, 1), trainer.assignments)

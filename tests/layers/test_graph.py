@@ -32,9 +32,11 @@ def test_propagation_and_its_gradient(normalise: Normalisation):
     }[normalise]
     graph = Adjacency.of(bipartite(USERS, ITEMS, SIZES), normalise, torch.device("cpu"))
     for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-6)):  # edges are fp32
-        x = torch.randn(8, 48, dtype=dtype, requires_grad=True)
+        x = torch.randn(8, 70, dtype=dtype, requires_grad=True)  # of several blocks of columns
         upstream = torch.randn_like(x)
         got = graph.propagate(x)
+        on_gpu = graph.matrix.sparse(dtype) @ x.detach()
+        torch.testing.assert_close(got, on_gpu, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(got, wanted.to(dtype) @ x, rtol=tolerance, atol=tolerance)
         [gradient] = torch.autograd.grad(got, x, upstream)
         expected = wanted.to(dtype).T @ upstream

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltarec.data.batch import Position
 from deltarec.layers.graph import Adjacency, bipartite
 from deltarec.models import GRAPH_ENCODERS, PAIR_MODELS, TASK_HEADS
 from deltarec.models.roles import Fields, FieldShapes, Side
+from deltarec.run_folder import RunFolder
+from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
+from tests.embeddings.test_torchrec_traps import full_tables
 from tests.layers.test_graph import dense
 from tests.models.test_pairs import train
 from tests.pair_job import CONFIG, pair_job, write_pair_data
@@ -203,6 +208,61 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_pair_data(folder, behaviours=True)
     return folder
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_losses_of_a_step(data: Path, tmp_path: Path, one_process: torch.device, hide: bool):
+    """By dense matrices, with or without the batch's own edges; `l2` is on rows of the tables."""
+    job = pair_job(
+        data,
+        **JOB,
+        model__pair={"name": "mf", "l2": 0.1},
+        model__graph__name="lightgcn",
+        model__graph__layers=2,
+        model__graph__hide_targets=hide,
+    )
+    trainer = Trainer(job, RunFolder(tmp_path), torch.device("cpu"))
+    rows = full_tables(trainer.model)
+    batch = next(trainer.reader.read(Position(), 1))
+    graphs: Any = trainer.model.module
+    found = graphs.losses(graphs.network(batch, graphs.tables(batch)), batch)
+
+    ids = {name: batch.node(name, job.data_schema) for name in ("user", "item", "other")}
+    log = pq.read_table(data / "train/0.parquet")
+    nodes = torch.cat([rows["user"], rows["item"]])
+    vectors = []
+    for name in ("item", "other"):
+        pairs = log.select(["user", name]).to_pandas().dropna().astype(int)
+        matrix = dense(*pairs.to_numpy().T, (60, 80)).float()
+        degree = matrix.sum(1).clamp(min=1)
+        there = ids[name] >= 0
+        if hide:
+            matrix[ids["user"][there], ids[name][there]] = 0
+            matrix[ids[name][there], ids["user"][there]] = 0
+        matrix = matrix / (degree.unsqueeze(1) * degree).sqrt()
+        vectors.append((nodes + matrix @ nodes + matrix @ (matrix @ nodes)) / 3)
+    encoded = torch.cat(vectors, dim=1)
+    for t, (name, task) in enumerate(job.tasks.items()):
+        lives = batch.mask[:, t]
+        drawn = [f"{name}/negative{n}" for n in range(task.negatives)]
+        user, item, *negatives = (
+            batch.node(feature, job.data_schema)[lives] for feature in ("user", *task.item, *drawn)
+        )
+        above = [(encoded[user] * (encoded[item] - encoded[n])).sum(1) for n in negatives]
+        squares = sum(nodes[x].square().sum(1) for x in (user, item, *negatives)) / 2
+        wanted = (-F.logsigmoid(torch.stack(above)).mean(0) + 0.1 * squares).mean()
+        torch.testing.assert_close(found[t], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_heads_of_one_task_keep_its_gradient(data: Path, tmp_path: Path, one_process: Any):
+    """Gates and towers of `joined` are no shared parameters, as above a trunk."""
+    heads = {"name": "mmoe", "experts": 2, "hidden": [4], "tower": [4]}
+    job = pair_job(data, **JOB, model__pair={"name": "joined"}, model__heads=heads)
+    network: Any = Trainer(job, RunFolder(tmp_path), torch.device("cpu")).model.module.network
+    own = {id(p) for p in network.own_parameters()}
+    found = {name for name, p in network.pair.heads.named_parameters() if id(p) in own}
+    every = {name for name, _ in network.pair.heads.named_parameters()}
+    assert found == {name for name in every if name.startswith(("gates.", "towers."))}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from deltarec.embeddings.frozen import read_rows
 from deltarec.job import Job
 from deltarec.models.losses import TaskLosses
 from deltarec.models.network import Network
+from deltarec.run_folder import RunFolder
 from deltarec.text.language_model import LanguageModel, LanguageModelConfig
 from deltarec.text.prompt import Prompt, parse
+from deltarec.trainer import Trainer, _Batches
 from tests.language_job import (
     LOSSES,
     PROMPT,
@@ -193,6 +195,29 @@ def test_scorers_reach_everything_that_is_trained(
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
         assert parameter.ndim < 2 or parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_scorer_belongs_to_its_task(folder: Path, one_process: Any, trained: bool):
+    """It has that task's gradient as it is; what is not trained has none."""
+    job = language_job(
+        folder,
+        model__score={"name": "pooled_state", "task": "buy", "prompt": "{seen} {title}"},
+        model__language_model__trained=trained,
+        balance={"name": "mgda"},
+    )
+    trainer = Trainer(job, RunFolder(folder / f"run_{trained}"), torch.device("cpu"))
+    network = trainer.model.module.network
+    batches = _Batches(trainer.reader.read(Position(), 1), trainer.assignments)
+    trainer._train_step(batches)
+    batches.close()
+    assert trainer.model.module.boundary is not None
+    shared = {id(p) for p in trainer.model.module.boundary.shared}
+    for part in (network.scorer, network.language_model):
+        for parameter in part.parameters():
+            assert id(parameter) not in shared
+            assert (parameter.grad is None) == (not parameter.requires_grad)
+    assert any(parameter.requires_grad for parameter in network.scorer.parameters())
 
 
 def test_alignment_reaches_everything_that_is_trained(sample: Sample, one_process: Any):

@@ -183,7 +183,7 @@ class GradientBoundary(nn.Module):
 
     Args:
         network: batch and outputs of the tables to the heads' columns.
-        own: its parameters that one task alone reaches, by `reached_by_one_task` of its heads.
+        own: its parameters that one task alone reaches.
         losses: columns and batch to this rank's shares of the losses `[T]`.
         combine: the balancing method's.
         tables: of the features, by name; for methods that look at rows.
@@ -211,7 +211,9 @@ class GradientBoundary(nn.Module):
         self._parts = (network, losses, combine)
         alone = {id(parameter) for parameter in own}
         self._own = tuple(own)
-        self._shared = tuple(p for p in network.parameters() if id(p) not in alone)
+        self._shared = tuple(
+            p for p in network.parameters() if p.requires_grad and id(p) not in alone
+        )
 
     @property
     def shared(self) -> tuple[nn.Parameter, ...]:
@@ -240,8 +242,10 @@ class GradientBoundary(nn.Module):
         return torch.as_tensor(linear).reshape(1), by_task.detach(), columns.detach()
 
 
-def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn.Parameter]:
-    """The parameters of task heads that a single task's loss depends on.
+def reached_by_one_task(
+    heads: nn.Module, num_tasks: int, width: int
+) -> tuple[list[nn.Parameter], list[bool]]:
+    """The parameters of task heads that a single task's loss depends on, and which columns so are.
 
     Found by trial: a copy with random parameters, so that none is without effect by its initial
     value, is differentiated on random representations and labels.
@@ -253,22 +257,26 @@ def reached_by_one_task(heads: nn.Module, num_tasks: int, width: int) -> list[nn
     """
     parameters = list(heads.parameters())
     if any(parameter.is_meta for parameter in parameters):
-        return []  # only checked, never trained
+        return [], []  # only checked, never trained
     random = torch.Generator().manual_seed(0)
     trial: Any = copy.deepcopy(heads).cpu().double().eval()
     for parameter in trial.parameters():
         parameter.data.normal_(generator=random)
     x = torch.randn(64, width, dtype=torch.float64, generator=random)
     labels = torch.rand(64, num_tasks, dtype=torch.float64, generator=random).round()
-    terms = trial.losses(trial(x), labels, torch.ones_like(labels, dtype=torch.bool))
-    reached = torch.zeros(len(parameters), dtype=torch.long)
+    columns = trial(x)
+    terms = trial.losses(columns, labels, torch.ones_like(labels, dtype=torch.bool))
+    inputs = [*trial.parameters(), columns]
+    reached = torch.zeros(len(parameters) + columns.shape[1], dtype=torch.long)
     for task in range(num_tasks):
         loss = torch.stack([term.value.sum() for term in terms if term.task == task]).sum()
-        found = torch.autograd.grad(
-            loss, list(trial.parameters()), retain_graph=True, allow_unused=True
+        *found, of_columns = torch.autograd.grad(
+            loss, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        reached += torch.tensor([g is not None and bool(g.any()) for g in found])
-    return [p for p, tasks in zip(parameters, reached.tolist(), strict=True) if tasks <= 1]
+        reached += torch.tensor([bool(g.any()) for g in [*found, *of_columns.T]])
+    alone = (reached <= 1).tolist()
+    own = [p for p, is_own in zip(parameters, alone, strict=False) if is_own]
+    return own, alone[len(parameters) :]
 
 
 def _keys(ids: Callable[[str], Tensor], tables: Mapping[str, int], feature: str) -> Tensor:

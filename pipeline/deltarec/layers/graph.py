@@ -5,7 +5,8 @@ The matrix of a behaviour and its transpose are kept in CSR, made once: autograd
 tensors would sort the edges anew at every backward. On CPU the product is FBGEMM's pooled look-up,
 which is what a sparse product is: Σ_j values_ij x_j over the columns of row i. Measured on
 1.7 million edges of 27,402 nodes, one core, fp32: 6.7 ms at width 48, where CSR by MKL takes 22.5
-and COO 100.
+and COO 100. Vectors of more than 64 columns are multiplied 32 columns at a time, whose rows of all
+nodes stay in the cache: 26 ms at width 192 instead of 48.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
+
+BLOCK = 32
+"""Columns of a dense matrix that are multiplied at a time, on CPU."""
 
 Normalisation = Literal["left", "right", "symmetric", "none"]
 
@@ -44,18 +48,24 @@ class CSR:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """The product with a dense matrix `[N, D]`."""
-        values = self.values.to(x.dtype)
         if x.is_cuda:
-            shape = (len(self.starts) - 1, len(x))
-            return torch.sparse_csr_tensor(self.starts, self.columns, values, shape) @ x
+            return self.sparse(x.dtype) @ x
+        if x.shape[1] > 2 * BLOCK:
+            return torch.cat([self @ part.contiguous() for part in x.split(BLOCK, dim=1)], dim=1)
         return F.embedding_bag(
             self.columns,
             x,
             self.starts,
             mode="sum",
-            per_sample_weights=values,
+            per_sample_weights=self.values.to(x.dtype),
             include_last_offset=True,
         )
+
+    def sparse(self, dtype: torch.dtype) -> Tensor:
+        """The matrix as PyTorch's own, which multiplies on GPU."""
+        nodes = len(self.starts) - 1
+        values = self.values.to(dtype)
+        return torch.sparse_csr_tensor(self.starts, self.columns, values, (nodes, nodes))
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,13 @@ class Network(nn.Module):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """The parameters that one task alone reaches."""
-        return reached_by_one_task(self.heads, len(self.schema.tasks), self.scenario.output_dim)
+        own, columns = reached_by_one_task(
+            self.heads, len(self.schema.tasks), self.scenario.output_dim
+        )
+        if self.scorer is not None and columns and columns[self.scorer.task]:
+            asking = [self.scorer, self.language_model] if self.alignment is None else [self.scorer]
+            own += [p for part in asking for p in part.parameters() if p.requires_grad]
+        return own
 
 
 def _encoders(config: ModelConfig, schema: Schema, dim_of: Mapping[str, int]) -> nn.ModuleDict:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltarec.balancing.gradients import reached_by_one_task
 from deltarec.config import Config
 from deltarec.data.batch import Batch, node_slices
 from deltarec.data.schema import Schema
@@ -140,6 +141,10 @@ class PairNetwork(nn.Module):
 
     def own_parameters(self) -> list[nn.Parameter]:
         """The parameters that one task alone reaches."""
+        if self.pair.heads_dim:
+            return reached_by_one_task(
+                self.pair.heads, len(self.schema.tasks), self.pair.heads_dim
+            )[0]
         tasks = [{id(p) for p in self.pair.reached(task)} for task in self.schema.tasks]
         return [p for p in self.pair.parameters() if sum(id(p) in task for task in tasks) < 2]
 
