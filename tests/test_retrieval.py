@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -39,13 +40,13 @@ def trainer_of(folder: Path, job: Any) -> Trainer:
     return Trainer(job, RunFolder(folder / "run"), torch.device("cpu"))
 
 
-def evaluate(folder: Path, job: Any, scale: float = 1.0) -> Values:
+def evaluate(folder: Path, job: Any, scale: float = 1.0, split: Any = "test") -> Values:
     """Of the initial weights times `scale`."""
     trainer = trainer_of(folder, job)
     for value in trainer.model.state_dict().values() if scale != 1 else ():
         for shard in value.local_shards():
             shard.tensor.mul_(scale)
-    result = trainer.evaluator.evaluate("test")
+    result = trainer.evaluator.evaluate(split)
     for other in job.tasks.keys() - {"listen"}:
         assert result[other]["all"] == {**dict.fromkeys(job.metrics(other)), "n": 0}
     return result["listen"]["all"]
@@ -84,10 +85,12 @@ def scores_over_graphs(folder: Path, data: Path, job: Any) -> torch.Tensor:
     return scores
 
 
-def by_hand(data: Path, exclude: list[str], scores: torch.Tensor) -> dict[str, float]:
+def by_hand(
+    data: Path, exclude: list[str], scores: torch.Tensor, split: str = "test"
+) -> dict[str, float]:
     known = {pair for split in exclude for pair in pairs_of(data, split)}
     held_out: dict[int, set[int]] = {}
-    for user, item in pairs_of(data, "test"):
+    for user, item in pairs_of(data, split):
         held_out.setdefault(user, set()).add(item)
     found: dict[str, list[float]] = {}
     for user, items in held_out.items():
@@ -131,6 +134,46 @@ def scores_of_towers(folder: Path, job: Any) -> torch.Tensor:
     if job.model.pair.cosine:
         vectors = [v / v.norm(dim=1, keepdim=True) for v in vectors]
     return vectors[0] @ vectors[1].T
+
+
+def test_what_is_validated_is_a_candidate(
+    pair_data: Path, tmp_path: Path, one_process: torch.device
+):
+    """Though the validation data are excluded in the test."""
+    job = job_of(pair_data, exclude=["train", "valid"])
+    wanted = by_hand(pair_data, ["train"], scores_of(tmp_path, pair_data), "valid")
+    assert evaluate(tmp_path, job, split="valid") == pytest.approx(wanted)
+
+
+def test_ids_that_are_no_items(tmp_path: Path, one_process: torch.device):
+    """Known from another feature they are left out; of the task itself they are refused."""
+    write_pair_data(tmp_path, behaviours=True)
+    for split in ("train", "valid", "test"):
+        file = tmp_path / split / "0.parquet"
+        table = pq.read_table(file)
+        pq.write_table(table.filter(pc.less(table["item"], 40).fill_null(True)), file)
+    full = evaluate(tmp_path, job_of(tmp_path, own=["other"]))
+
+    def of_items(number: int) -> Values:
+        listen = {"num_items": number, "ranking": {"at": AT, "own": ["other"]}}
+        tasks = {f"tasks__listen__{key}": value for key, value in listen.items()}
+        return evaluate(tmp_path, pair_job(tmp_path, data__test=["test"], **tasks))
+
+    scores = scores_of(tmp_path, tmp_path)
+    scores[:, 40:] = -torch.inf
+    found, wanted = of_items(40), by_hand(tmp_path, ["train"], scores)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
+    assert found["own_hr@3"] >= full["own_hr@3"] > 0
+    with pytest.raises(ValueError, match=r"id 39, not below the num_items 39 of task 'listen'"):
+        of_items(39)
+
+
+def test_own_candidates_that_nobody_has_are_refused(
+    pair_data: Path, tmp_path: Path, one_process: torch.device
+):
+    job = job_of(pair_data, own=["other"])
+    with pytest.raises(ValueError, match=r"ranking.own: no query of data.events has an item under"):
+        evaluate(tmp_path, job)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -211,8 +254,8 @@ def test_against_drawn_items(
     seen: list[Any] = []
     plain = Retrieval._drawn
 
-    def watched(self: Retrieval, number: int, num_items: int, held: Any, known: Any) -> Any:
-        seen.append((plain(self, number, num_items, held, known), held))
+    def watched(self: Retrieval, name: str, number: int, num_items: int, held: Any, *known: Any):
+        seen.append((plain(self, name, number, num_items, held, *known), held))
         return seen[-1][0]
 
     monkeypatch.setattr(Retrieval, "_drawn", watched)

@@ -150,7 +150,7 @@ def check(job: Job) -> None:
             if isinstance(job.model.text, SemanticIds.Config):
                 _check_codes(name, table.frozen, job.model.text.size)
     _check_tokens(job, network)
-    for split in ("train", "valid", "test"):
+    for split in ("train", "valid", "test", "events"):
         if getattr(job.data, split) and not (job.stream and split == "train"):
             for file in job.data.files(split):
                 job.data_schema.check(file.schema, file.path)

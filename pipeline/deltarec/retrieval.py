@@ -163,7 +163,7 @@ class Retrieval:
         place, known = held.those(known, num_items)
         lists = {"own_": _Candidates.of(held, own[~torch.isin(own, known)], num_items)}
         if ranking.against is not None:
-            drawn = self._drawn(ranking.against, num_items, held, known)
+            drawn = self._drawn(name, ranking.against, num_items, held, known)
             lists["sampled_"] = _Candidates.drawn(held, drawn)
         bad = (~scored.isfinite()).sum().cpu()
         above = torch.zeros_like(held.item, device=self.device)
@@ -180,8 +180,9 @@ class Retrieval:
                     candidates.take(scores, block, start, stop)
                 scores = chunk.without_excluded(scores, block.start)
                 bad += (scores.isnan() | (scores == torch.inf)).sum().cpu()
-                row = held.query[pairs].to(self.device) - block.start
-                above[pairs] += chunk.others(scores, row, scored[pairs], held.item[pairs])
+                for some in _parts(pairs, block_size):
+                    row = held.query[some].to(self.device) - block.start
+                    above[some] += chunk.others(scores, row, scored[some], held.item[some])
             for candidates in lists.values() if not ranking.all else ():
                 candidates.score(name, self.pair, queries, vectors, start)
             self.beat()
@@ -211,7 +212,9 @@ class Retrieval:
         batch = _batch_of_items(self.schema, feature, start, stop).to(self.device)
         return self.network.item(name, batch, self.tables(batch)).float()
 
-    def _drawn(self, number: int, num_items: int, held: HeldOut, known: Tensor) -> Tensor:
+    def _drawn(
+        self, name: str, number: int, num_items: int, held: HeldOut, known: Tensor
+    ) -> Tensor:
         """Candidates of each pair, int64 `[P, number]`: any item that the query has nowhere.
 
         Keyed by seed, query and item, so they are the same in every evaluation.
@@ -222,7 +225,10 @@ class Retrieval:
         most = np.bincount(np.searchsorted(held.ids.numpy(), forbidden // num_items)).max(initial=0)
         full = all_sum(torch.tensor(int(most >= num_items)))
         if full:
-            raise ValueError("ranking.against: a query has all items; rank among all of them")
+            raise ValueError(
+                f"tasks.{name}.ranking.against: got {number}, but a query has all {num_items} "
+                "items, so none can be drawn; leave it out and rank among all"
+            )
         drawn = np.empty((len(pairs), number), dtype=np.int64)
         for column in range(number):
             left, attempt = np.arange(len(pairs)), 0
@@ -330,17 +336,28 @@ def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[
 
     Returns:
         query · items + item, ascending, int64.
+
+    Raises:
+        ValueError: there is none at all.
     """
     wanted = {
         name: [(task.query[0], feature) for feature in task.ranking.own]
         for name, task in schema.tasks.items()
         if task.ranking.own
     }
-    found = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], beat)
-    return {
-        name: _owned([found[pair] for pair in pairs], schema.num_items(name))
+    read = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], beat)
+    found = {
+        name: _owned([read[pair] for pair in pairs], schema.num_items(name))
         for name, pairs in wanted.items()
     }
+    for name, pairs in found.items():
+        if not all_sum(torch.tensor(len(pairs))):
+            raise ValueError(
+                f"tasks.{name}.ranking.own: no query of data.events has an item under "
+                f"{', '.join(schema.tasks[name].ranking.own)}; name other features, or events that "
+                "have them"
+            )
+    return found
 
 
 def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:
@@ -360,8 +377,12 @@ def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dic
 
 
 def _owned(parts: Sequence[tuple[Tensor, Tensor]], num_items: int) -> Tensor:
-    """All ranks' queries and items, as pairs, of the queries that this rank owns."""
-    pairs = torch.cat([query * num_items + item for query, item in parts])
+    """All ranks' queries and items, as pairs, of the queries that this rank owns.
+
+    What a query is known for may be more than the task's items: other ids of their table.
+    """
+    items = [(query[item < num_items], item[item < num_items]) for query, item in parts]
+    pairs = torch.cat([query * num_items + item for query, item in items])
     [pairs] = exchange([pairs], owners(pairs // num_items))
     return pairs.unique()
 
@@ -405,3 +426,9 @@ def _batch_of_items(schema: Schema, feature: str, start: int, stop: int) -> Batc
     }
     block = Block(flat, {feature: ids}, {})
     return make_batch(block, schema, rows, rows, epoch=0, after=Position())
+
+
+def _parts(whole: slice, size: int) -> list[slice]:
+    """At most so many places of a slice at a time."""
+    starts = range(whole.start, whole.stop, size)
+    return [slice(start, min(start + size, whole.stop)) for start in starts]

@@ -65,7 +65,7 @@ class _Decoder:
         flat["dense"] = np.empty((rows, len(schema.dense)), dtype=np.float32)
         for i, (name, feature) in enumerate(schema.dense.items()):
             flat["dense"][:, i] = self._dense(name, feature)
-        flat["labels"], flat["mask"] = self._labels(ragged)
+        flat["labels"], flat["mask"] = self._labels(ids, ragged)
         flat["scenario"] = self._scenario()
         if schema.user:
             flat["user"] = hash_ids(self._column(schema.user))
@@ -172,8 +172,10 @@ class _Decoder:
             numbers = np.where(bad, feature.default, numbers)
         return numbers
 
-    def _labels(self, ragged: dict[str, Ragged]) -> tuple[np.ndarray, np.ndarray]:
-        """Labels float32 and mask bool, both `[rows, T]`; `ragged` are the features of lists."""
+    def _labels(
+        self, ids: dict[str, np.ndarray], ragged: dict[str, Ragged]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels float32 and mask bool, both `[rows, T]`, beside features of ids and of lists."""
         tasks = self.schema.tasks
         labels = np.zeros((len(self.index), len(tasks)), dtype=np.float32)
         mask = np.ones(labels.shape, dtype=bool)
@@ -183,6 +185,8 @@ class _Decoder:
             if task.kind == "pairwise":
                 for feature in self.schema.optional.intersection([*task.query, *task.item]):
                     mask[:, t] &= ragged[feature].lengths > 0
+                if task.num_items is not None:
+                    self._check_items(name, ids, ragged, mask[:, t])
                 labels[:, t] = 1
                 continue
             numbers = _to_float32(self._column(self.schema.label(name)))
@@ -207,6 +211,26 @@ class _Decoder:
                 mask[:, t] &= ~bad
             labels[:, t] = np.where(np.isfinite(numbers), numbers, 0)
         return labels, mask
+
+    def _check_items(
+        self, name: str, ids: dict[str, np.ndarray], ragged: dict[str, Ragged], lives: np.ndarray
+    ) -> None:
+        """The items of a pairwise task, of the samples it lives on, are below its `num_items`."""
+        feature, bound = self.schema.tasks[name].item[0], self.schema.num_items(name)
+        if feature in ids:
+            items = ids[feature]
+        else:  # at most one a sample
+            items = np.zeros(len(lives), dtype=np.int64)
+            items[ragged[feature].lengths > 0] = ragged[feature].values
+        bad = lives & (items >= bound)
+        if bad.any():
+            self._fail(
+                self.schema.column(feature),
+                bad,
+                self.index,
+                f"id {items[bad.argmax()]}, not below the num_items {bound} of task '{name}',",
+                f"tasks.{name}.num_items higher",
+            )
 
     def _scenario(self) -> np.ndarray:
         scenario = self.schema.scenario
