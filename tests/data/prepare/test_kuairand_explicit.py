@@ -40,8 +40,9 @@ def rows_of(folder: Path) -> list[list[dict[str, Any]]]:
     return [pq.read_table(folder / split).to_pylist() for split in ("train", "valid", "test")]
 
 
-def test_histories_are_of_what_was_before(raw: Path):
-    options = KuaiRandExplicit(max_history=4, max_exposures=6, each_side=2)
+@pytest.mark.parametrize("gap", [None, 1500])
+def test_histories_are_of_what_was_before(raw: Path, gap: int | None):
+    options = KuaiRandExplicit(max_history=4, max_exposures=6, each_side=2, max_gap_ms=gap)
     prepare(options, raw, raw / "out")
     splits = rows_of(raw / "out")
     rows = [row for split in splits for row in split]
@@ -63,14 +64,17 @@ def test_histories_are_of_what_was_before(raw: Path):
         assert target["recent_unclicked"] == [r["video_id"] for r in past if not r["click"]][-6:]
         engaged = [r["video_id"] for r in past if any(r[name] for name in LATER[1:])]
         assert target["engaged"] == engaged[-4:]
-        unclicked = [[j for j, row in enumerate(past) if not row["click"]] for _ in clicks]
-        assert target["unclicked"] == [
-            [videos[j] for j in [*[j for j in u if j < i][-2:], *[j for j in u if j > i][:2]]]
-            for i, u in zip(clicks, unclicked, strict=True)
-        ]
-        assert len(target["long_viewed"]) == len(clicks)
-        for i, beside in zip(clicks, target["long_viewed"], strict=True):
-            assert not past[i]["long_view"] or videos[i] in beside
+        for name, kind, wanted in (("unclicked", "click", 0), ("long_viewed", "long_view", 1)):
+            those = [j for j, row in enumerate(past) if row[kind] == wanted]
+            lists = []
+            for i in clicks:
+                near = [j for j in those if j < i][-2:], [j for j in those if j > i][:2]
+                beside = [*near[0], *([i] if i in those else []), *near[1]]
+                if gap is not None:
+                    times = {j: abs(past[j]["time_ms"] - past[i]["time_ms"]) for j in beside}
+                    beside = [j for j in beside if times[j] <= gap]
+                lists.append([videos[j] for j in beside])
+            assert target[name] == lists
 
 
 def test_what_follows_a_click_needs_one(raw: Path):

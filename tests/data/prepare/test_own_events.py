@@ -92,6 +92,19 @@ def test_rows_have_the_histories_of_the_slow_routine(
             {"histories": {"price": HISTORIES["clicks"]}},
             "already has a column 'price'; choose another name in histories",
         ),
+        (
+            {"histories": {"clicks": {"column": "kind", "each_side": 2}}},
+            "histories.clicks.each_side: does nothing without 'around'; leave it out",
+        ),
+        (
+            {"histories": {**HISTORIES, "shown": {**HISTORIES["shown"], "last": 5}}},
+            "histories.shown.last: does nothing beside 'around'; leave it out",
+        ),
+        (
+            {"histories": {"likes": {"column": "liked", "value": 7}}},
+            "histories.likes: no event has 7 in column 'liked'",
+        ),
+        ({"user": "price"}, "column 'price' is double; users need to be integers or strings"),
         ({"test_from": 900}, "no event of the test data; mend valid_from 30 and test_from 900"),
     ],
 )
@@ -100,6 +113,32 @@ def test_messages(tmp_path: Path, changes: dict[str, Any], what: str):
     with pytest.raises(ValueError) as caught:
         prepare(options(**changes), tmp_path / "log", tmp_path / "out")
     assert what in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_user_of_no_name_is_refused(tmp_path: Path):
+    write_log(tmp_path)
+    file = min(tmp_path.glob("*.parquet"))
+    table = pq.read_table(file)
+    users = [None, *table["user"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "user", pa.array(users)), file)
+    with pytest.raises(ValueError, match="column 'user' has nulls: every event needs a user"):
+        prepare(options(), tmp_path, tmp_path / "out")
+
+
+def test_categories_are_strings(tmp_path: Path):
+    write_log(tmp_path / "log")
+    write_log(tmp_path / "categories")
+    for file in (tmp_path / "categories").glob("*.parquet"):
+        table = pq.read_table(file)
+        coded = [(name, table[name].dictionary_encode()) for name in ("user", "thing")]
+        for name, column in coded:
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        pq.write_table(table, file)
+    rows = []
+    for name in ("log", "categories"):
+        prepare(options(), tmp_path / name, tmp_path / f"{name}_out")
+        rows.append(pq.read_table(tmp_path / f"{name}_out/train").to_pylist())
+    assert rows[0] == rows[1]
 
 
 def test_a_folder_without_files(tmp_path: Path):

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from deltarec.data.prepare import partitions
 from deltarec.data.prepare.partitions import partition_by_user, read_partition
 
 
@@ -29,3 +30,16 @@ def test_every_user_is_whole_and_in_order_in_one_partition(tmp_path: Path, arrow
 def test_nothing_makes_no_files(tmp_path: Path):
     assert partition_by_user([], "user", 3, tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+def test_more_files_than_may_be_open_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A soft limit is raised; where that does not do, nothing is begun."""
+    limits = {"now": (1024, 4096)}
+    monkeypatch.setattr(partitions.resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(
+        partitions.resource, "setrlimit", lambda _, wanted: limits.update(now=wanted)
+    )
+    partition_by_user([], "user", 2000, tmp_path)
+    assert limits["now"] == (2256, 4096)
+    with pytest.raises(ValueError, match="cut into 5000 files, and a process may open 4096"):
+        partition_by_user([], "user", 5000, tmp_path)

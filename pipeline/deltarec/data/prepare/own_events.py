@@ -25,7 +25,7 @@ from deltarec.data.prepare.partitions import (
     partition_by_user,
     read_partition,
 )
-from deltarec.data.transforms import hash_ids
+from deltarec.data.transforms import hash_ids, kind_of
 
 CHUNK_EVENTS = 1_048_576
 CHUNK_ROWS = 65_536
@@ -72,6 +72,12 @@ class OwnEvents(Dataset):
         if self.valid_from >= self.test_from:
             raise ValueError(f"test_from {self.test_from}: not after valid_from {self.valid_from}")
         for name, history in self.histories.items():
+            idle = {"last"} if history.around else {"each_side", "max_gap"}
+            for key in sorted(idle & history.model_fields_set):
+                raise ValueError(
+                    f"histories.{name}.{key}: does nothing "
+                    f"{'beside' if history.around else 'without'} 'around'; leave it out"
+                )
             first = self.histories.get(history.around) if history.around else None
             if history.around and (first is None or first.around):
                 plain = [n for n, other in self.histories.items() if other.around is None]
@@ -91,10 +97,16 @@ class OwnEvents(Dataset):
             _check_alike(schema, file, schemas[0], files[0])
         num_events = sum(pq.read_metadata(file).num_rows for file in files)
         num_partitions = min(-(-num_events // EVENTS_PER_PARTITION), 65_536)
-        counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        counts: dict[str, int] = dict.fromkeys((*SPLITS, *self.histories), 0)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             log = self._counted(_read(files), counts)
             parts = partition_by_user(log, self.user, num_partitions, Path(folder))
+            for name, history in self.histories.items():
+                if not counts[name]:
+                    raise ValueError(
+                        f"{source}: histories.{name}: no event has {history.value} in column "
+                        f"'{history.column}'"
+                    )
             for split in SPLITS:
                 if not counts[split]:
                     raise ValueError(
@@ -121,6 +133,11 @@ class OwnEvents(Dataset):
             found = schema.field(column).type
             if not (pa.types.is_integer(found) or pa.types.is_boolean(found)):
                 raise ValueError(f"{file}: column '{column}' is {found}; it needs to be integers")
+        found = schema.field(self.user).type
+        if kind_of(found) not in ("integer", "string"):
+            raise ValueError(
+                f"{file}: column '{self.user}' is {found}; users need to be integers or strings"
+            )
         taken = set(schema.names) & set(self.histories)
         if taken:
             raise ValueError(
@@ -129,11 +146,14 @@ class OwnEvents(Dataset):
 
     def _counted(self, log: Iterator[pa.Table], counts: dict[str, int]) -> Iterator[pa.Table]:
         for table in log:
-            if table[self.time].null_count:
-                raise ValueError(f"column '{self.time}' has nulls: every event needs a time")
+            for column, what in ((self.time, "time"), (self.user, "user")):
+                if table[column].null_count:
+                    raise ValueError(f"column '{column}' has nulls: every event needs a {what}")
             splits = self._split(table[self.time].to_numpy())
             for split, count in zip(SPLITS, np.bincount(splits, minlength=3), strict=True):
                 counts[split] += int(count)
+            for name, history in self.histories.items():
+                counts[name] += int((table[history.column].to_numpy() == history.value).sum())
             yield table
 
     def _split(self, time: NDArray) -> NDArray[np.int64]:
@@ -204,8 +224,13 @@ def _check_alike(schema: pa.Schema, file: Path, wanted: pa.Schema, first: Path) 
 
 
 def _read(files: list[Path]) -> Iterator[pa.Table]:
-    names = pq.read_schema(files[0]).names
+    """In pieces of one schema, without dictionaries, which differ from piece to piece."""
+    fields = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in pq.read_schema(files[0])
+    ]
+    schema = pa.schema(fields)
     for path in files:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(CHUNK_EVENTS):
-                yield pa.Table.from_batches([batch]).select(names)
+                yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A log of any size cut by user into files that fit into memory, each user whole in one of them."""
 
+import resource
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +29,11 @@ def partition_by_user(
 
     Returns:
         The files, to be read by `read_partition`; some may have no rows.
+
+    Raises:
+        ValueError: the system does not let a process open so many files.
     """
+    _allow_open_files(num_partitions)
     paths = [folder / f"partition_{i:05}.arrow" for i in range(num_partitions)]
     with ExitStack() as stack:
         writers: list[pa.RecordBatchFileWriter] = []
@@ -53,3 +58,17 @@ def read_partition(path: Path) -> pa.Table:
     """All rows of one file, in memory."""
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
         return reader.read_all().combine_chunks()
+
+
+def _allow_open_files(number: int) -> None:
+    """So many, and some that the process has already."""
+    wanted = number + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise ValueError(
+            f"the log is cut into {number} files, and a process may open {hard} (`ulimit -Hn`); "
+            f"raise that limit to {wanted}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
