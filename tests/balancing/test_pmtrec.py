@@ -200,7 +200,7 @@ def test_local_norms_are_exact_on_one_process(
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_local_norms_exchange_nothing(pair_data: Path, tmp_path: Path):
+def test_local_norms_exchange_two_sums(pair_data: Path, tmp_path: Path):
     counts = {}
     for name, balance in (
         ("equal", {"name": "equal"}),
@@ -208,8 +208,10 @@ def test_local_norms_exchange_nothing(pair_data: Path, tmp_path: Path):
         ("global", {"name": "pmtrec"}),
     ):
         job = pair_job(pair_data, balance=balance)
-        counts[name] = run_ranks(2, exchanges, tmp_path / name, job)[0]["all_to_all"]
-    assert counts["equal"] == counts["local"] < counts["global"]
+        counts[name] = run_ranks(2, exchanges, tmp_path / name, job)[0]
+    assert counts["local"] - counts["equal"] == {"all_reduce": 2}
+    assert counts["equal"]["all_to_all"] == counts["local"]["all_to_all"]
+    assert counts["local"]["all_to_all"] < counts["global"]["all_to_all"]
 
 
 def test_lists_are_weighed_row_by_row(tmp_path: Path, one_process: torch.device):

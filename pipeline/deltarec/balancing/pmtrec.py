@@ -18,8 +18,8 @@ it occurs. So each occurrence's gradients are weighed at the boundary, and the f
 them up to the row's. What needs other ranks is the norm alone, since a row's occurrences lie on
 several of them: with `norms: global` the ranks' sums for each row meet on one rank, chosen by a
 hash, which sends the norms back. That moves T gradients a distinct row of the batch, one exchange
-for all tables together. With `norms: local` each rank takes the norms of its own samples, nothing
-is moved, and a row's weights differ from rank to rank.
+for all tables together. With `norms: local` each rank takes the norms of its own samples, no
+gradient is moved, and a row's weights differ from rank to rank.
 """
 
 import math
