@@ -26,7 +26,7 @@ class CIGCN(GraphEncoder):
     """Of each target behaviour b, over the layers l = 2…L.
 
     S₁ = Â_b E⁰;  S_l = Σ_k a_{l,b,k} ∘ (Â_k S_{l-1}),  a_{l,b} = LeakyReLU(E⁰ W_{b,l} + c_{b,l})
-    H_l = f(S_l) + H_{l-1}, H₀ = E⁰;  E^b = E⁰ + Σ_l H_l
+    H_l = f(S_l) + H_{l-1}, H₀ = E⁰;  E^b = E⁰ + Σ_l H_l = (L + 1) E⁰ + Σ_l (L - l + 1) f(S_l)
     """
 
     class Config(GraphConfig):
@@ -51,12 +51,11 @@ class CIGCN(GraphEncoder):
     def forward(self, nodes: Tensor, graphs: Sequence[Adjacency]) -> Tensor:
         own = nodes.unsqueeze(1)  # [N, 1, D]
         hop = torch.stack([graph.propagate(nodes) for graph in graphs], dim=1)  # [N, K, D]
-        residual = self._convolved(0, hop, own) + own
-        total = own + residual
+        total = torch.add((self.layers + 1) * own, self._convolved(0, hop, own), alpha=self.layers)
         for layer in range(1, self.layers):
             hop = self._next(layer, nodes, hop, graphs)
-            residual = self._convolved(layer, hop, own) + residual
-            total = total + residual
+            convolved = self._convolved(layer, hop, own)
+            total = torch.add(total, convolved, alpha=self.layers - layer)
         return total
 
     def _next(self, layer: int, nodes: Tensor, hop: Tensor, graphs: Sequence[Adjacency]) -> Tensor:
