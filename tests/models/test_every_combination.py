@@ -27,6 +27,7 @@ from deltarec.embeddings.tables import TABLE_OPTIMIZERS
 from deltarec.job import Job
 from deltarec.models import (
     ALIGNMENT_LOSSES,
+    GRAPH_ENCODERS,
     PAIR_MODELS,
     SCENARIO_MODULES,
     SCORERS,
@@ -309,6 +310,7 @@ REGISTRIES: dict[str, tuple[Mapping[str, type[Any]], str]] = {
     "task heads": (TASK_HEADS, "name"),
     "alignment losses": (ALIGNMENT_LOSSES, "name"),
     "scorers": (SCORERS, "name"),
+    "graph encoders": (GRAPH_ENCODERS, "name"),
     "pair models": (PAIR_MODELS, "name"),
     "balancers": (BALANCERS, "name"),
     "dense optimizers": (DENSE_OPTIMIZERS, "name"),

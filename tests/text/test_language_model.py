@@ -284,6 +284,26 @@ def test_jobs_that_cannot_be(folder: Path, overrides: dict[str, Any], message: s
         check(aligned_job(folder, **overrides))
 
 
+def test_a_language_model_beside_adatask_is_updated_by_it(folder: Path):
+    """Its own optimiser hands the update on."""
+    sgd = {"name": "sgd", "lr": 0.01}
+    job: dict[str, Any] = {
+        "model__score": {"name": "pooled_state", "prompt": "{seen} {title}"},
+        "balance": {"name": "adatask"},
+        "features__scores": {"kind": "ids", "column": "tags", "table": "scores"},
+        "embedding__optimizer": sgd,
+        "embedding__tables__country__sharding": "table_wise",
+        "train__optimizer__dense": sgd,
+    }
+    with pytest.raises(
+        ValueError, match=r"language_model.dense.name: got 'adamw'; balance adatask"
+    ):
+        language_job(folder, **job)
+    with pytest.raises(ValueError, match=r"language_model.every: got 2; balance adatask makes"):
+        language_job(folder, **job, train__optimizer__language_model={"dense": sgd, "every": 2})
+    check(language_job(folder, **job, train__optimizer__language_model={"dense": sgd}))
+
+
 def test_masked_tokens_need_tokens(folder: Path):
     with pytest.raises(ValueError, match="masked_token hides tokens of a text"):
         vector_job(folder, model__align={"vectors": ["vector"], "losses": LOSSES[2:]})

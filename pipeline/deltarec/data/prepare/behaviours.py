@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from deltarec.data.prepare.dataset import Dataset, require, write_split
+from deltarec.data.prepare.relations import table_of
 
 BEHAVIOURS = ("view", "cart", "buy")
 """By their number in the source."""
@@ -118,8 +119,4 @@ def _keys(events: Events) -> np.ndarray:
 
 
 def _table(events: Events, behaviour: str) -> pa.Table:
-    columns = {"user": events["user"], behaviour: events["item"]}
-    nothing = pa.nulls(len(events["user"]), pa.int32())
-    names = ("user", *BEHAVIOURS)
-    arrays = [pa.array(columns[n], pa.int32()) if n in columns else nothing for n in names]
-    return pa.table(dict(zip(names, arrays, strict=True)))
+    return table_of(("user", *BEHAVIOURS), ("user", behaviour), (events["user"], events["item"]))

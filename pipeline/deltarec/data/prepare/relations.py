@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of pairwise tasks: each belongs to one relation, and has nulls in the columns of others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ def write_relations(
         seed: of the shuffle, so that batches have rows of all relations.
     """
     names = list(dict.fromkeys(name for columns in relations for name in columns))
-    train = pa.concat_tables([_table(names, *item) for item in relations.items()])
+    train = pa.concat_tables([table_of(names, *item) for item in relations.items()])
     order = np.random.default_rng(seed).permutation(len(train))
     tables = {"train": train.take(order)}
     first = next(iter(relations))
-    tables |= {split: _table(names, first, pairs) for split, pairs in held_out.items()}
+    tables |= {split: table_of(names, first, pairs) for split, pairs in held_out.items()}
     for split in SPLITS:
         write_split(target, split, len(tables[split]), [tables[split]])
 
@@ -62,7 +62,8 @@ def neighbours(pairs: Pairs, num_items: int, most: int, common: int) -> Pairs:
     return row[place < most], other[place < most]
 
 
-def _table(names: list[str], columns: tuple[str, str], pairs: Pairs) -> pa.Table:
+def table_of(names: Sequence[str], columns: tuple[str, str], pairs: Pairs) -> pa.Table:
+    """Pairs as the values of two columns of some names; the others are nulls."""
     values = dict(zip(columns, pairs, strict=True))
     rows = len(pairs[0])
     arrays = [
