@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltarec.balancing.by_task import ByTask
 from deltarec.balancing.pmtrec import PMTRec
-from deltarec.balancing.rows import Occurrences, Rows
+from deltarec.balancing.rows import Rows
 from deltarec.data.batch import Position
 from deltarec.job import Job
 from deltarec.models.losses import TaskLosses
@@ -37,11 +38,17 @@ def method(**options: Any) -> PMTRec:
 
 def rows(seed: int = 0) -> Rows:
     """Row 0 occurs twice, and its gradients add up to norms 3 and 5."""
-    gradients = torch.zeros(7, 4)
-    gradients[:, 1] = torch.tensor([1.0, 1.0, 2.0, 0.0, 7.0, -2.0, -2.0])
-    keys, tasks = torch.tensor([0, 1, 0, 2, 0, 0, 2]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
-    order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-    return Rows.of(Occurrences(keys[order], tasks[order], gradients[order]), 2)
+    random = torch.Generator().manual_seed(seed)
+    keys, gradients = [], []
+    for task, (ids, values) in enumerate(
+        [([0, 1, 0, 2], [1.0, 1.0, 2.0, 0.0]), ([0, 0, 2], [7.0, -2.0, -2.0])]
+    ):
+        order = torch.randperm(len(ids), generator=random)
+        gradient = torch.zeros(len(ids), 4)
+        gradient[:, 1] = torch.tensor(values)
+        keys.append(torch.tensor(ids)[order])
+        gradients.append(ByTask(gradient, 2, {task: gradient[order]}))
+    return Rows.of(keys, gradients, 2)
 
 
 def weights(found: PMTRec, seed: int = 0) -> Tensor:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from deltarec.balancing.by_task import ByTask
 from deltarec.balancing.gradients import TaskGradients
+from deltarec.balancing.rows import Rows
 from deltarec.data.batch import Position
 from deltarec.embeddings.collections import EmbeddingTables
 from deltarec.job import Job
@@ -55,6 +57,29 @@ def by_hand(folder: Path, job: Job) -> dict[str, Tensor]:
     found = [torch.autograd.grad(loss, list(leaves.values()), retain_graph=True) for loss in losses]
     by_table = zip(*found, strict=True)
     return {n: torch.stack(g).flatten(1).double() for n, g in zip(leaves, by_table, strict=True)}
+
+
+def test_sums_over_occurrences(one_process: torch.device):
+    """Of several tensors, some of which a task does not reach; a key of -1 is no row."""
+    random = torch.Generator().manual_seed(0)
+    keys = [torch.randint(-1, 6, (n,), generator=random) for n in (9, 0, 30, 12)]
+    reached, widths = [{0, 2}, {0}, {2}, set()], (4, 4, 7, 7)
+    gradients = []
+    for key, tasks, width in zip(keys, reached, widths, strict=True):
+        parts = {t: torch.randn(len(key), width, generator=random).double() for t in tasks}
+        gradients.append(ByTask(torch.zeros(len(key), width).double(), 3, parts))
+    wanted: dict[int, Tensor] = {}
+    for key, found in zip(keys, gradients, strict=True):
+        for task, part in found.parts.items():
+            for row, gradient in zip(key.tolist(), part, strict=True):
+                if row >= 0:
+                    total = wanted.setdefault(row, torch.zeros(3, 7).double())
+                    total[task, : len(gradient)] += gradient
+    rows = Rows.of(keys, gradients, 3)
+    assert rows.keys.tolist() == sorted(wanted)
+    torch.testing.assert_close(rows.gradients, torch.stack([wanted[k] for k in sorted(wanted)]))
+    nothing = Rows.of(keys[1:2], gradients[1:2], 3)
+    assert nothing.keys.shape == (0,) and nothing.gradients.shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

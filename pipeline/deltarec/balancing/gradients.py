@@ -23,7 +23,7 @@ from torchrec.distributed.types import Awaitable
 
 from deltarec.balancing.by_task import ByTask
 from deltarec.balancing.draws import Place
-from deltarec.balancing.rows import TABLE, Occurrences, Rows, RowWeights
+from deltarec.balancing.rows import TABLE, Rows, RowWeights
 from deltarec.data.batch import Batch
 from deltarec.distributed import all_sum
 
@@ -160,7 +160,7 @@ class TaskGradients:
     def rows(self) -> Rows:
         """The tables' rows that this rank has looked up."""
         keys = [place.keys() for place in self.places]
-        return Rows.of(Occurrences.of(keys, self.at_boundary), self.num_tasks)
+        return Rows.of(keys, self.at_boundary, self.num_tasks)
 
     def weigh(self, weights: Tensor) -> None:
         """Combine by one weight a task, `[T]`."""

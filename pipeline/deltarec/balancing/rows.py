@@ -21,31 +21,50 @@ TABLE = 1 << 40
 
 
 @dataclass(frozen=True)
-class Occurrences:
-    """What comes to the rows from all looked-up vectors of this rank, a gradient of one task each.
+class _Groups:
+    """Values by distinct keys, U of them.
 
-    There are n of them; vectors that a task does not reach are not among them.
+    A sum over a group is a pooled look-up of the values, which takes a quarter of `index_add_` on
+    CPU.
     """
 
     keys: Tensor
-    """int64 `[n]`, of the rows."""
-    tasks: Tensor
-    """int64 `[n]`"""
-    gradients: Tensor
-    """`[n, D]`, of the global losses; D is the widest table's."""
+    """int64 `[U]`, ascending."""
+    order: Tensor
+    """int64 `[n]`: the values, group after group."""
+    starts: Tensor
+    """int64 `[U + 1]`: where each group begins there."""
 
     @classmethod
-    def of(cls, keys: Sequence[Tensor], gradients: Sequence[ByTask]) -> "Occurrences":
-        """Those of tensors of the boundary, whose rows have such keys, -1 for none."""
-        widest = max(found.like.shape[1] for found in gradients)
-        like = gradients[0].like
-        parts = [(keys[0][:0], keys[0][:0], like.new_empty(0, widest))]
-        for key, found in zip(keys, gradients, strict=True):
-            [there] = (key >= 0).nonzero(as_tuple=True)
-            for task, part in found.parts.items():
-                rows = F.pad(part[there], (0, widest - part.shape[1])) / dist.get_world_size()
-                parts.append((key[there], torch.full_like(there, task), rows))
-        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    def of(cls, keys: Tensor) -> "_Groups":
+        """Those of keys int64 `[N]`; values whose key is negative are in none."""
+        ascending, order = keys.sort(stable=True)
+        distinct, counts = ascending.unique_consecutive(return_counts=True)
+        starts = F.pad(counts.cumsum(0), (1, 0))
+        known = int((distinct < 0).sum())
+        first = int(starts[known])
+        return cls(distinct[known:], order[first:], starts[known:] - first)
+
+    def places(self) -> Tensor:
+        """The group of each value, int64 `[n]`, if all are in one."""
+        groups = torch.arange(len(self.keys), device=self.keys.device)
+        by_order = groups.repeat_interleave(self.starts.diff())
+        return torch.empty_like(self.order).scatter_(0, self.order, by_order)
+
+    def among(self, chosen: Tensor) -> "_Groups":
+        """Of some of the values, bool `[N]`, which are counted anew; groups may be empty."""
+        kept = chosen[self.order]
+        before = F.pad(kept.long().cumsum(0), (1, 0))
+        order = (chosen.long().cumsum(0) - 1)[self.order[kept]]
+        return _Groups(self.keys, order, before[self.starts])
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Over each group, of `[N, D]`: `[U, D]`."""
+        if not len(self.keys):
+            return values.new_zeros(0, values.shape[1])
+        return F.embedding_bag(
+            self.order, values, self.starts, mode="sum", include_last_offset=True
+        )
 
 
 @dataclass(frozen=True)
@@ -55,16 +74,35 @@ class Rows:
     keys: Tensor
     """int64 `[U]`, ascending."""
     gradients: Tensor
-    """`[U, T, D]`"""
+    """`[U, T, D]`, of the global losses; D is the widest table's."""
 
     @classmethod
-    def of(cls, occurrences: Occurrences, num_tasks: int) -> "Rows":
-        """The sums over this rank's occurrences."""
-        keys, inverse = occurrences.keys.unique(return_inverse=True)
-        dim = occurrences.gradients.shape[1]
-        sums = occurrences.gradients.new_zeros(len(keys) * num_tasks, dim)
-        sums.index_add_(0, inverse * num_tasks + occurrences.tasks, occurrences.gradients)
-        return cls(keys, sums.view(len(keys), num_tasks, dim))
+    def of(cls, keys: Sequence[Tensor], gradients: Sequence[ByTask], num_tasks: int) -> "Rows":
+        """The sums over this rank's occurrences.
+
+        Args:
+            keys: of the vectors of each tensor of the boundary, int64 `[n]`; -1 for no row.
+            gradients: of each tensor, `[n, …]`.
+            num_tasks: T.
+        """
+        reached = [(k, found) for k, found in zip(keys, gradients, strict=True) if found.parts]
+        widest = max(found.like.shape[1] for found in gradients)
+        if not reached:
+            return cls(keys[0][:0], gradients[0].like.new_zeros(0, num_tasks, widest))
+        groups = _Groups.of(torch.cat([key for key, _ in reached]))
+        sums = []
+        for task in range(num_tasks):
+            there = [task in found.parts for _, found in reached]
+            parts = [found.parts[task] for _, found in reached if task in found.parts]
+            none = gradients[0].like.new_zeros(0, widest)
+            values = torch.cat([none, *(F.pad(p, (0, widest - p.shape[1])) for p in parts)])
+            of_task = groups
+            if not all(there):
+                lengths = torch.tensor([len(key) for key, _ in reached])
+                chosen = torch.tensor(there).repeat_interleave(lengths).to(values.device)
+                of_task = groups.among(chosen)
+            sums.append(of_task.sums(values))
+        return cls(groups.keys, torch.stack(sums, dim=1) / dist.get_world_size())
 
     def owned(self, by: Tensor | None = None) -> "Owned":
         """The rows that this rank owns, summed over all ranks; a collective.
@@ -78,10 +116,9 @@ class Rows:
         origin = torch.full_like(self.keys, rank())
         sent = [self.keys, place, origin, self.gradients]
         keys, place, origin, gradients = exchange(sent, owners(self.keys) if by is None else by)
-        distinct, inverse = keys.unique(return_inverse=True)
-        total = gradients.new_zeros(len(distinct), *gradients.shape[1:])
-        total.index_add_(0, inverse, gradients)
-        return Owned(Rows(distinct, total), inverse, place, origin)
+        groups = _Groups.of(keys)
+        total = groups.sums(gradients.flatten(1)).view(-1, *gradients.shape[1:])
+        return Owned(Rows(groups.keys, total), groups.places(), place, origin)
 
     def norms(self) -> Tensor:
         """`[T, U]`."""
