@@ -173,13 +173,13 @@ def test_mesi(task: str):
 
 def test_bilinear_and_heads_see_the_sum_of_the_behaviours():
     torch.manual_seed(0)
-    for name in ("bilinear", "joined"):
-        model = pair_model(name)
+    for name, options in (("bilinear", {"scale": 0.3}), ("joined", {})):
+        model = pair_model(name, **options)
         users, items, got, of_all = scored(model, "view")
         u, i = (x.view(7, 3, DIM).sum(1) for x in (users, items))
         if name == "bilinear":
             relation = model.relations["of_view"]
-            wanted, every = (u * i * relation).sum(1), u @ relation.diag() @ i.T
+            wanted, every = 0.3 * (u * i * relation).sum(1), 0.3 * u @ relation.diag() @ i.T
             leaves = [users, items, relation]
         else:
             wanted = model.heads(torch.cat([u, i], dim=1))[:, 1]
