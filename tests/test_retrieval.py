@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from deltarec import retrieval
 from deltarec.metrics.evaluation import Values
 from deltarec.models.roles import Fields
 from deltarec.retrieval import Retrieval
@@ -335,6 +336,18 @@ def test_drawn_and_own_candidates_without_all_others(tmp_path: Path, model: str,
     }
     assert alone == pytest.approx({name: beside[name] for name in alone}, rel=1e-12)
     assert 0 < beside["sampled_hr@3"] < 1
+
+
+def test_each_block_is_progress(
+    pair_data: Path, tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    """A ranking that is slow, and goes on, is no hang."""
+    monkeypatch.setattr(retrieval, "BLOCK", 1)  # one query at a time
+    trainer = trainer_of(tmp_path, job_of(pair_data))
+    beats = []
+    monkeypatch.setattr(trainer.evaluator.watchdog, "beat", lambda: beats.append(1))
+    found = trainer.evaluator.evaluate("test")["listen"]["all"]
+    assert len(beats) >= found["n"] > 20
 
 
 def test_a_ranking_of_nothing_is_refused(pair_data: Path):

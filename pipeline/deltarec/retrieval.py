@@ -183,6 +183,7 @@ class Retrieval:
                 for some in _parts(pairs, block_size):
                     row = held.query[some].to(self.device) - block.start
                     above[some] += chunk.others(scores, row, scored[some], held.item[some])
+                self.beat()  # with heads that score each pair, a chunk may take minutes
             for candidates in lists.values() if not ranking.all else ():
                 candidates.score(name, self.pair, queries, vectors, start)
             self.beat()
