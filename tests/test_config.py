@@ -456,6 +456,7 @@ TABLE = {"rows": 10}
         ({"features": {}}, "features: got {}: dictionary should have at least 1 item"),
         ({"tasks": {}}, "tasks: got {}: dictionary should have at least 1 item"),
         ({"train__seed": -1}, "train.seed: got -1: input should be greater than or equal to 0"),
+        ({"train__seed": 2**32}, "train.seed: got 4294967296: input should be less than 42949672"),
         (
             {"features__city__transforms": [{"name": "vocabulary"}]},
             "features.city.transforms.0: a vocabulary needs either 'values' or 'file'",

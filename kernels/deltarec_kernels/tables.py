@@ -184,10 +184,6 @@ class Tables:
                 state[f"step_moment{index + 1}"] = row_view(buffer, layout)
         return state
 
-    def weights_of(self, table: int, first: int = 0, last: int | None = None) -> Tensor:
-        """The values of the rows `[first, last)` as float32 `[rows, dim]`."""
-        return self.values(table, slice(first, last))
-
     def values(self, table: int, rows: slice | Tensor) -> Tensor:
         """The values of some rows, int64 `[rows]` if not a slice, as float32 `[rows, dim]`."""
         layout = self.layouts[table]

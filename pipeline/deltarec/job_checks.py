@@ -144,7 +144,7 @@ def _check_lists(job: "Job", schema: Schema) -> None:
 def _check_sequences(job: "Job", schema: Schema) -> None:
     for name, sequence in schema.sequences.items():
         if sequence.aligned_with is not None:
-            _check_aligned(job, schema, name, sequence, sequence.aligned_with)
+            _check_aligned(schema, name, sequence, sequence.aligned_with)
         if sequence.target is None:
             continue
         target = schema.sparse.get(sequence.target)
@@ -231,9 +231,7 @@ def _check_language_model(job: "Job", schema: Schema) -> None:
     _check_exact(job, tokens, "tokens that a prompt is made of")
 
 
-def _check_aligned(
-    job: "Job", schema: Schema, name: str, sequence: SequenceFeature, first: str
-) -> None:
+def _check_aligned(schema: Schema, name: str, sequence: SequenceFeature, first: str) -> None:
     key = f"features.{name}.aligned_with"
     if first not in schema.sequence_groups:
         known = ", ".join(schema.sequence_groups) or "(there is none)"

@@ -10,7 +10,7 @@ from deltarec.trainer import Trainer, _Batches
 from tests.balancing.small_problem import balancer
 from tests.balancing.test_every_method import assert_same_changes, train, train_plain
 from tests.conftest import run_ranks
-from tests.embeddings.quantised_job import quantised_job
+from tests.embeddings.quantised_job import quantised_job, whole_state
 from tests.embeddings.test_torchrec_traps import full_tables
 from tests.small_job import small_job, write_small_data
 
@@ -93,8 +93,32 @@ def test_looking_changes_nothing_but_the_weights(
         assert torch.equal(states[1][name], value), name
 
 
-def test_quantised_tables_are_looked_at_too(tmp_path: Path, one_process: torch.device):
+def test_quantised_tables_are_looked_at_too(
+    tmp_path: Path, one_process: torch.device, monkeypatch: pytest.MonkeyPatch
+):
     """After the second pass, which their steps are learned in; and whole jobs end well."""
     write_small_data(tmp_path)
     job = quantised_job(tmp_path, balance=EXACT, train__max_steps=3, train__evaluate_every=2)
-    Trainer(job, RunFolder(tmp_path / "run"), one_process).fit()
+    trainer = Trainer(job, RunFolder(tmp_path / "run"), one_process)
+    assert trainer.second_pass is not None
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def spy(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def called(*arguments: Any) -> None:
+            function(*arguments)
+            seen.append((name, whole_state(trainer)))
+
+        monkeypatch.setattr(owner, name, called)
+
+    spy(trainer, "second_pass")
+    spy(trainer, "_look_again")
+    before = whole_state(trainer)
+    trainer.fit()
+    assert [name for name, _ in seen] == ["second_pass", "_look_again"] * 3
+    for (_, learned), (_, looked_at) in zip(seen[::2], seen[1::2], strict=True):
+        assert not torch.equal(before["user.step"], learned["user.step"])
+        assert all(torch.equal(t, looked_at[n]) for n, t in learned.items())
+        before = learned
+    assert trainer.balancer.state_dict()["logits"].any()

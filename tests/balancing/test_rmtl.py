@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from deltarec.balancing.rmtl import RMTL, next_of_user
+from deltarec.distributed import rank, world_size
 from tests.balancing.small_problem import balancer
+from tests.conftest import run_ranks
 from tests.small_job import small_job
 
 INDEX = torch.tensor([7, 3, -1, 5, 4, 8, 6, -1, 20])
@@ -104,3 +106,23 @@ def test_what_episodes_need(tmp_path: Path, overrides: dict[str, Any], message: 
     with pytest.raises(ValueError, match=message):
         small_job(tmp_path, balance={"name": "rmtl"}, **overrides)
     small_job(tmp_path, balance={"name": "rmtl", "gamma": 0.0}, **overrides)
+
+
+def share_of_the_critics_loss(gamma: float) -> float:
+    """Of this rank, whose samples are those of a whole batch from its place on."""
+    found = method(gamma=gamma, warmup=0.0)
+    share = slice(rank(), None, world_size())  # rows that follow one another, on different ranks
+    index, user = torch.arange(12), torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2])
+    states, actions, losses = random(12, WIDTH), random(12, 2, seed=1), random(12, 2, seed=2)
+    mine: Any = SimpleNamespace(index=index[share], user=user[share])
+    present = random(12, 2, seed=3)[share] > 0.2
+    _, own = found.sample_weights(mine, states[share], actions[share], losses[share], present)
+    return float(own)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+def test_a_next_sample_on_another_rank_counts(gamma: float):
+    [whole] = run_ranks(1, share_of_the_critics_loss, gamma)
+    for ranks in (2, 4):
+        shares = run_ranks(ranks, share_of_the_critics_loss, gamma)
+        assert sum(shares) / ranks == pytest.approx(whole, rel=1e-6)

@@ -218,7 +218,7 @@ def test_fresh_rows_forget_all(data: Path, precision: str, one_process: torch.de
             for name, index, _ in module.shards()
             if name == "user"
         )
-        error = (kernel.tables.weights_of(index)[rows] - vectors).abs()
+        error = (kernel.tables.values(index, rows) - vectors).abs()
         largest = specs["user"].quantisation.initial_step * 2 ** (int(precision[3:]) - 1)
         assert (error[vectors.abs() < largest] <= largest).all()
     assert len(told) == 1

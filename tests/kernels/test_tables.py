@@ -77,6 +77,6 @@ def test_more_than_two_billion_elements():
     batch = Batch(group(tables, ids, offsets), offsets)
     update(tables, batch, torch.full((1, 256), -10.0), 0, Rounding(stochastic=False))
     for table in (0, 1):
-        assert tables.weights_of(table, rows - 1).tolist() == [[1.0] * 128]
-        assert tables.weights_of(table, 0, 2).sum(1).tolist() == [128.0, 0.0]
+        assert tables.values(table, slice(rows - 1, None)).tolist() == [[1.0] * 128]
+        assert tables.values(table, slice(2)).sum(1).tolist() == [128.0, 0.0]
     assert lookup(tables, ids, offsets).eq(2).all()

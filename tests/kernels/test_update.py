@@ -205,7 +205,7 @@ def test_cuts_of_a_table_make_the_same_codes():
     for rows in (slice(0, 13), slice(13, 30)):
         for columns in (slice(0, 16), slice(16, 32)):
             part = run(rows, columns)
-            assert torch.equal(part.weights_of(0), whole.weights_of(0)[rows, columns])
+            assert torch.equal(part.values(0, slice(None)), whole.values(0, rows)[:, columns])
             blocks = slice(columns.start // 16, columns.stop // 16)
             assert torch.equal(part.step_of(0), whole.step_of(0)[rows, blocks])
 
@@ -221,7 +221,7 @@ def test_second_forward_reads_fake_quantised_rows():
     hit = batch.groups.rows
     step = tables.step_of(0)[hit].requires_grad_()
     expected = fake_quantise(rows, step, 4)
-    assert torch.equal(tables.weights_of(0)[hit], expected)
+    assert torch.equal(tables.values(0, hit), expected)
 
     # The gradient to the step is that of LSQ, summed over a row's occurrences.
     inverse = torch.searchsorted(hit, ids)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import pytest
 import torch
 
 from deltarec.distributed import process_group, rank, world_size
-from deltarec.metrics.evaluation import PARTITIONS, Result
+from deltarec.metrics.evaluation import NUM_PROBES, PARTITIONS, Result, _evenly
 from deltarec.metrics.metric import Samples
 from tests.conftest import run_ranks
 from tests.metrics.samples import cases, evaluate, flat, is_close
@@ -58,3 +59,10 @@ def test_samples_are_spread_evenly() -> None:
     for by_score, by_user in parts:
         assert 9_500 < by_score < 10_700
         assert 9_000 < by_user < 11_200
+
+
+@pytest.mark.parametrize("length", [1, 2, 1000, 2**24 + 4, 2**25 + 4, 100_000_007])
+def test_places_to_cut_at_are_within(length: int):
+    """In single precision the last one would be beyond."""
+    places = _evenly(length, NUM_PROBES)
+    assert places[0] == 0 and places[-1] == length - 1 and (places.diff() >= 0).all()

@@ -191,7 +191,11 @@ class WeightingBalancer(GradientBalancer):
 
     def combine(self, gradients: TaskGradients) -> None:
         gram = gradients.gram().cpu()
-        weights = self.weights(gram, gradients.losses().cpu())
+        losses = gradients.losses().cpu()
+        if gram.isfinite().all():
+            weights = self.weights(gram, losses)
+        else:  # no problem has a solution then; the job stops at the next loss
+            weights = torch.full_like(losses, torch.nan)
         self.note(weights, gram)
         gradients.weigh(weights)
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from deltarec.balancing.balancer import SampleBalancer
 from deltarec.config import Config as BaseConfig
 from deltarec.data.batch import Batch
-from deltarec.distributed import all_sum
+from deltarec.distributed import all_sum, gather_rows, rank
 from deltarec.layers.mlp import MLP
 
 
@@ -76,9 +76,13 @@ class RMTL(SampleBalancer):
         if self.config.gamma:
             with torch.no_grad():
                 to_come = _values(self.slow, states, actions)
-            later, seen = next_of_user(batch.index, batch.user)
-            goes_on = (later >= 0).unsqueeze(1) & present[later]
-            target = target + self.config.gamma * torch.where(goes_on, to_come[later], 0)
+            # A row's next one may be another rank's.
+            here = slice(rank() * len(losses), (rank() + 1) * len(losses))
+            later, seen = next_of_user(gather_rows(batch.index), gather_rows(batch.user))
+            later, seen = later[here], seen[here]
+            goes_on = (later >= 0).unsqueeze(1) & gather_rows(present)[later]
+            rest = torch.where(goes_on, gather_rows(to_come)[later], 0)
+            target = target + self.config.gamma * rest
             known = present & seen.unsqueeze(1)
         count = all_sum(known.sum()).clamp(min=1)
         error = torch.where(known, (found - target).square(), 0).sum() * len(self.tasks)

@@ -22,8 +22,7 @@ from deltarec.config import Config
 from deltarec.data.batch import Batch, node_slices
 from deltarec.data.schema import Schema
 from deltarec.distributed import all_sum, rank, world_size
-from deltarec.layers.dropout import uniform
-from deltarec_kernels.splitmix import mix64
+from deltarec_kernels.splitmix import mix64, uniform
 
 
 class SubgraphConfig(Config):

@@ -403,8 +403,3 @@ def lsq_step(init_std: float, bits: int) -> float:
 def table_name(parameter: str) -> str:
     """The table that a parameter `….TABLE.weight` of a collection belongs to."""
     return parameter.split(".")[-2]
-
-
-def is_table(module: nn.Module) -> bool:
-    """Whether a module is a collection of tables."""
-    return isinstance(module, (torchrec.EmbeddingBagCollection, torchrec.EmbeddingCollection))

@@ -304,7 +304,7 @@ def _by_score(samples: Samples) -> Samples:
     """Cut the range of scores into one part a rank, lower ones to lower ranks."""
     score, ranks = samples.prediction, world_size()
     if len(score):
-        probes = score[torch.linspace(0, len(score) - 1, NUM_PROBES).long()]
+        probes = score[_evenly(len(score), NUM_PROBES)]
     else:
         probes = score.new_zeros(NUM_PROBES)
     counts = _gather(torch.tensor(len(score)))
@@ -313,6 +313,11 @@ def _by_score(samples: Samples) -> Samples:
     cuts = torch.searchsorted(below, below[-1] * torch.arange(1, ranks) // ranks)
     destination = torch.bucketize(score, probes[cuts])
     return _move(replace(samples, user=None), destination)
+
+
+def _evenly(length: int, number: int) -> Tensor:
+    """So many places from the first to the last of a sequence, int64."""
+    return torch.arange(number) * (length - 1) // (number - 1)
 
 
 def _by_user(samples: Samples) -> Samples:
