@@ -17,6 +17,7 @@ and the file `base` names the checkpoint that it goes on from.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,15 @@ class _Marks:
         lengths = offsets[::batch].diff()
         first = torch.repeat_interleave(self.first, lengths, output_size=ids.numel())
         self.all[ids.long() + first] = True
+
+
+def values(tensors: dict[str, Any], section: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of each tensor of a section: in an increment, also of what changed of it."""
+    yield from tensors.get(section, {}).items()
+    for name, value in tensors.get(SECTION, {}).items():
+        piece = PIECE.fullmatch(f"{SECTION}.{name}")
+        if piece and piece[4].startswith(f"{section}."):
+            yield piece[4].removeprefix(f"{section}."), value
 
 
 def chain(source: Path) -> list[Path]:

@@ -41,6 +41,8 @@ from deltarec.supervision import NotFinite, Watchdog
 
 COPYING_SHARE = 0.25
 """Of the time that training takes, how much may go into copying tables for a checkpoint."""
+CHECKED_AT_ONCE = 1 << 20
+"""Numbers of a tensor that are looked at together for one that is not finite."""
 
 
 class CheckpointConfig(Config):
@@ -134,12 +136,12 @@ class Checkpoints:
                 otherwise it is written at once, without the memory of a copy.
 
         Raises:
-            NotFinite: a dense tensor of the model is not, so this is no state to go on from.
+            NotFinite: the checkpoint before this one was not, so it is no state to go on from and
+                has not been written; or this one, if training does not go on.
             ValueError: the checkpoint before this one could not be written.
         """
         self.wait()
         tensors = self._tensors()
-        _check_finite(tensors["model"], state.step)
         what = _What(state, best)
         if self._changed is not None:
             if self._increments is not None and self._increments + 1 < self.config.full_every:
@@ -225,10 +227,13 @@ class Checkpoints:
         name = f"step_{what.state.step:09d}"
         partial = self.folder / f"{name}.partial"
         try:
+            self._require_finite(tensors, what.state.step)
             self._on_main(lambda: self._make_room(partial))
             mine = stored_tensors.write(tensors, partial, self._group, self.watchdog)
             sums = checksums.of_all_ranks(mine, self._group)
             self._on_main(lambda: self._publish(partial, name, what, sums))
+        except NotFinite:
+            raise
         except ValueError as error:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -238,6 +243,19 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint of step {what.state.step} cannot be written: "
                 f"{error}; {stands}"
             ) from error
+
+    def _require_finite(self, tensors: dict[str, Any], step: int) -> None:
+        """Find out whether all parameters are finite, on all ranks.
+
+        The last update may have overflowed, though the loss before it was finite.
+
+        Raises:
+            NotFinite: one is not.
+        """
+        found: list[str | None] = [None] * world_size()
+        dist.all_gather_object(found, _not_finite(tensors, self.watchdog.beat), group=self._group)
+        for name in filter(None, found):
+            raise NotFinite(f"'{name}' is not finite after step {step}")
 
     def _copied(self, copying: "_Copying") -> None:
         complete = lambda: copying.snapshot.complete(self.watchdog.beat)  # noqa: E731
@@ -431,11 +449,17 @@ def _read_state(file: Path) -> TrainState:
         raise ValueError(f"{file}: this checkpoint cannot be read: {error}") from error
 
 
-def _check_finite(model: dict[str, Any], step: int) -> None:
-    """The last update may have overflowed, though the loss before it was finite."""
-    for name, value in model.items():  # replicated tensors only: they are the same on all ranks
-        if not isinstance(value, ShardedTensor) and not value.isfinite().all():
-            raise NotFinite(f"'{name}' is not finite after step {step}")
+def _not_finite(tensors: dict[str, Any], beat: Callable[[], None]) -> str | None:
+    """The name of a parameter, or a table, of which this rank has values that are not finite."""
+    for name, value in changed_rows.values(tensors, "model"):
+        sharded = isinstance(value, ShardedTensor)
+        for part in [s.tensor for s in value.local_shards()] if sharded else [value]:
+            if part.is_floating_point():
+                for piece in part.detach().flatten().split(CHECKED_AT_ONCE):
+                    if not piece.isfinite().all():
+                        return name
+                    beat()
+    return None
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -272,10 +272,19 @@ class Trainer:
             with Supervision(self.job.losses, self.watchdog) as supervision:
                 yield supervision
         except NotFinite as error:
-            self.checkpoints.wait()
+            first = error
+            try:
+                self.checkpoints.wait()
+            except NotFinite as earlier:  # of the step whose checkpoint was under way
+                first = earlier
             last = self.checkpoints.find("latest")
-            mend = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-            raise ValueError(f"{error}; {mend}") from None
+            mend = "there is no checkpoint yet"
+            if last:
+                mend = (
+                    f"the last checkpoint, all of it finite, is {last}; if a run from there ends "
+                    "in the same way, let 'latest' name an earlier one"
+                )
+            raise ValueError(f"{first}; {mend}") from None
 
     def _save_and_end(self, supervision: Supervision) -> None:
         supervision.check_now()

@@ -2,6 +2,7 @@
 """A loss that is not finite stops the job, and says what to go back to."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from deltarec.run_folder import RunFolder
 from deltarec.supervision import NotFinite
 from deltarec.trainer import Trainer
 from tests.conftest import run_ranks
+from tests.embeddings.test_torchrec_traps import full_tables
 from tests.small_job import small_job, write_small_data
 
 ROW = 1234
@@ -53,22 +55,45 @@ def test_names_the_step_the_tasks_and_the_last_good_checkpoint(tmp_path: Path, r
     for message, _, finite in outcomes:
         assert message == (
             f"the loss of task click is not finite at step {step}; "
-            f"the last good checkpoint is {run}/checkpoints/step_{step - 1:09d}"
+            f"the last checkpoint, all of it finite, is {run}/checkpoints/step_{step - 1:09d}; "
+            "if a run from there ends in the same way, let 'latest' name an earlier one"
         )
         assert finite
 
 
-def diverge(run: Path, job: Job) -> str:
+def diverge(run: Path, job: Job) -> tuple[str, bool]:
+    """What the job says, and whether all that the checkpoints hold is finite."""
+    trainer = Trainer(job, RunFolder(run), torch.device("cpu"))
     with pytest.raises(ValueError, match="not finite") as raised:
-        Trainer(job, RunFolder(run), torch.device("cpu")).fit()
-    return str(raised.value)
+        trainer.fit()
+    finite = True
+    if trainer.checkpoints.find("latest"):
+        trainer.checkpoints.load("latest")
+        finite = all(bool(t.isfinite().all()) for t in full_tables(trainer.model).values())
+    return str(raised.value), finite
 
 
-def test_an_update_that_overflows_is_not_saved(tmp_path: Path):
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("train__optimizer__dense", {}),
+        ("embedding__optimizer", {}),
+        ("embedding__optimizer", {"full_every": 3}),
+        ("embedding__optimizer", {"asynchronous": False}),
+    ],
+)
+def test_an_update_that_overflows_is_not_saved(
+    tmp_path: Path, ranks: int, part: str, options: dict[str, Any]
+):
     """The loss is finite, what the step makes of the weights is not."""
     write_small_data(tmp_path)
-    rate = {"name": "sgd", "lr": 1e38}
-    job = small_job(tmp_path, train__optimizer__dense=rate, train__checkpoint={"every": 1})
-    message = run_ranks(1, diverge, tmp_path / "run", job)[0]
-    assert "after step" in message or "at step" in message
+    settings: dict[str, Any] = {part: {"name": "sgd", "lr": 3e38}}
+    settings["balance"] = {"name": "static", "weights": {"click": 1e8}}
+    settings["train__checkpoint"] = {"every": 1, **options}
+    job = small_job(tmp_path, **settings)
+    for message, finite in run_ranks(ranks, diverge, tmp_path / "run", job):
+        assert "after step" in message
+        assert ("'tables." in message) == (part == "embedding__optimizer")
+        assert finite
     assert not list(tmp_path.glob("run/checkpoints/step_*.partial"))

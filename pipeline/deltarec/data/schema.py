@@ -173,8 +173,8 @@ class Task(Config):
     positive_weight: float = Field(default=1.0, gt=0)
     """Factor on the loss of positive samples."""
     on_invalid: Literal["error", "mask"] = "error"
-    """What to do with a label that is null, NaN, or of a binary task neither 0 nor 1: stop, or leave
-    the sample out of the task and count it as `invalid`."""
+    """What to do with a label that is null, NaN, or, of a binary task, neither 0 nor 1: stop, or
+    leave the sample out of the task and count it as `invalid`."""
 
 
 class Scenario(Config):

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torchrec.optim
 from pydantic import Field, model_validator
-from torch import nn
 from torchrec.modules.embedding_configs import DataType
 
 import deltarec_kernels as kernels

@@ -303,10 +303,8 @@ def _gather(tensor: Tensor) -> Tensor:
 def _by_score(samples: Samples) -> Samples:
     """Cut the range of scores into one part a rank, lower ones to lower ranks."""
     score, ranks = samples.prediction, world_size()
-    if len(score):
-        probes = score[_evenly(len(score), NUM_PROBES)]
-    else:
-        probes = score.new_zeros(NUM_PROBES)
+    places = _evenly(len(score), NUM_PROBES)
+    probes = score[places] if len(score) else score.new_zeros(NUM_PROBES)
     counts = _gather(torch.tensor(len(score)))
     probes, order = _gather(probes).flatten().sort()
     below = counts.repeat_interleave(NUM_PROBES)[order].cumsum(dim=0)
