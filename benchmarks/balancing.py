@@ -85,7 +85,7 @@ def job(folder: Path, method: str, num_tasks: int, batch_size: int) -> Job:
 
 def stepper(job: Job, batches: list[Batch]) -> Callable[[int], float]:
     """Trains on one batch after the other; returns the seconds of a step."""
-    model, _ = build_model(job, torch.device("cpu"))
+    model = build_model(job, torch.device("cpu")).model
     optimizer = StepOptimizer(job.train.optimizer, model, num_steps=10**6)
     balancer: Any = model.module.balancer
     balancer.begin(10**6)
@@ -109,7 +109,7 @@ def stepper(job: Job, batches: list[Batch]) -> Callable[[int], float]:
 
 def dense_backward(job: Job, batches: list[Batch]) -> Callable[[int], float]:
     """Differentiates the first task's loss; returns the seconds of it."""
-    model: Any = build_model(job, torch.device("cpu"))[0].module
+    model: Any = build_model(job, torch.device("cpu")).model.module
     parameters = list(model.network.parameters())
 
     def differentiate(number: int) -> float:

@@ -90,7 +90,7 @@ def job(folder: Path, adaptor: dict[str, Any] | None, precision: str, batch_size
 
 def stepper(job: Job, batches: list[Batch]) -> Callable[[int], float]:
     """Trains on one batch after the other; returns the seconds of a step."""
-    model, _ = build_model(job, torch.device("cpu"))
+    model = build_model(job, torch.device("cpu")).model
     optimizer = StepOptimizer(job.train.optimizer, model, num_steps=10**6)
     model.train()
 

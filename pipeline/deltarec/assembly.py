@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts together what a job is made of: its sharded model, its graphs, its readers."""
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from deltarec.balancing import balancer_of
+from deltarec.data.batch import Batch
 from deltarec.data.files import Damage, ParquetFile
 from deltarec.data.negatives import Negatives
 from deltarec.data.pairs import count_items, read_pairs
 from deltarec.data.reader import Reader
 from deltarec.data.subgraphs import SubgraphSampler
-from deltarec.distributed import all_sum, rank, world_size
+from deltarec.distributed import all_sum, is_main, rank, world_size
 from deltarec.embeddings import sharding
 from deltarec.embeddings.agent import Agent
 from deltarec.embeddings.assignment import Assignments
@@ -31,13 +33,24 @@ from deltarec.models.pairs import PairNetwork
 from deltarec.models.ranking import RankingModel
 from deltarec.models.roles import GraphConfig
 from deltarec.models.semantic_ids import SemanticIds
+from deltarec.skipped import Skipped
 from deltarec.text.language_model import LanguageModel
 from deltarec.text.made_tables import made_with
 from deltarec.text.tokenise import vocabulary_digest
 
 
-def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParallel, str]:
-    """The job's sharded model with its initial weights, and its sharding plan as text."""
+class Built(NamedTuple):
+    """A job's sharded model with its initial weights, and what it was made from."""
+
+    model: DistributedModelParallel
+    plan: str
+    """The sharding plan as text."""
+    events: Skipped | None
+    """The events that a graph was made of, without what is damaged."""
+
+
+def build_model(job: Job, device: torch.device) -> Built:
+    """The job's sharded model; a collective."""
     schema, specs = job.data_schema, job.embedding.resolved()
     torch.manual_seed(job.train.seed)  # before the dense part: every rank draws the same
     tables = EmbeddingTables(schema, specs)
@@ -53,21 +66,32 @@ def build_model(job: Job, device: torch.device) -> tuple[DistributedModelParalle
     assert plan is not None
     description = describe(plan, specs, world_size())
     sharded = sharding.shard(model, plan, specs, device, job.train.seed, job.train.batch_size)
+    events = None
     if isinstance(network, PairNetwork) and job.model.graph is not None:
-        network.graphs = read_graphs(job, job.model.graph, device)
-    return sharded, description
+        network.graphs, events = _read_graphs(job, job.model.graph, device)
+    return Built(sharded, description, events)
 
 
-def read_graphs(job: Job, graph: GraphConfig, device: torch.device) -> BehaviourGraphs:
+def _read_graphs(
+    job: Job, graph: GraphConfig, device: torch.device
+) -> tuple[BehaviourGraphs, Skipped]:
     """The behaviours' graphs, whole on every rank, of the rows of `data.events`."""
     schema, rows = job.data_schema, job.train.eval_batch_size or job.train.batch_size
-    reader = Reader(job.data.files("events"), schema, job.data.reader, rows, seed=None)
+    damage: Damage = {}
+    files = job.data.files("events", damage)
+    reader = Reader(files, schema, job.data.reader, rows, seed=None, damage=damage)
+    _require_same_files(reader)
+    skipped = Skipped(reader, lambda text: print(text, flush=True) if is_main() else None)
+
+    def after_batch(batch: Batch) -> None:  # every rank reads all; one of them counts
+        skipped.after_batch(batch.lost if is_main() else Counter())
+
     features = [(graph.user, behaviour) for behaviour in graph.behaviours]
     edges = [
         bipartite(users.numpy(), items.numpy(), schema.node_sizes)  # pyright: ignore[reportArgumentType]
-        for users, items in read_pairs(reader, features).values()
+        for users, items in read_pairs(reader, features, after_batch).values()
     ]
-    return BehaviourGraphs(edges, graph.normalise, device)
+    return BehaviourGraphs(edges, graph.normalise, device), skipped
 
 
 def subgraph_sampler(job: Job, network: torch.nn.Module) -> SubgraphSampler | None:
@@ -116,11 +140,14 @@ def open_reader(
         damage=damage,
         negatives=_negatives(job, files) if training else None,
     )
+    _require_same_files(reader)
+    return reader
+
+
+def _require_same_files(reader: Reader) -> None:
     identity: list[Any] = [reader.identity]
     dist.broadcast_object_list(identity)
-    mend = f"rank {rank()} must find the same files"
-    reader.require(identity[0], "rank 0", mend)
-    return reader
+    reader.require(identity[0], "rank 0", f"rank {rank()} must find the same files")
 
 
 def _negatives(job: Job, files: Sequence[ParquetFile]) -> Negatives:

@@ -77,6 +77,8 @@ class TrainState:
     evaluations_since_best: int = 0
     data: dict[str, int | str | None] = field(default_factory=dict)
     """What the position stands in: the identity of the training data's reader."""
+    events: dict[str, int | str | None] = field(default_factory=dict)
+    """Likewise of the events that a graph was made of."""
     skipped_rows: int = 0
     skipped_files: list[str] = field(default_factory=list)
     partitions: list[str] = field(default_factory=list)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a job's model as it stands, between two steps of its training or after it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from typing_extensions import TypedDict
 
 from deltarec.assembly import open_reader
-from deltarec.data.batch import Position
+from deltarec.data.batch import Batch, Position
 from deltarec.data.reader import Reader
 from deltarec.embeddings.assignment import Assignments
 from deltarec.job import Job, Split
@@ -76,7 +75,8 @@ class Evaluator:
         self.assignments: Assignments = model.module.assignments  # pyright: ignore
         self.skipped: dict[Split, Skipped] = {}
         self._found: dict[Split, dict[str, Tensor]] = {}
-        """Of splits that evaluations have excluded, what `known_pairs` found."""
+        """Of splits that evaluations have excluded, what `known_pairs` found; of the events, what
+        `own_pairs` did."""
 
     def evaluate(self, split: Split) -> Result:
         """Metrics of the model as it stands on a split; a collective, equal on every rank."""
@@ -123,7 +123,7 @@ class Evaluator:
             model.network.encoded_graph(model.tables, self.device),  # pyright: ignore
         ):
             known = {
-                name: [self._known(s)[name] for s in task.ranking.exclude if s != split]
+                name: [self._known(s, progress)[name] for s in task.ranking.exclude if s != split]
                 for name, task in self.job.tasks.items()
             }
             beat = self.watchdog.beat
@@ -135,24 +135,38 @@ class Evaluator:
                 progress.update(batch.num_samples)
                 beat()
             progress.close()
-            return retrieval.compute(known, self._own_pairs)
+            return retrieval.compute(known, self._own_pairs(progress))
 
-    @cached_property
-    def _own_pairs(self) -> dict[str, Tensor]:
+    def _own_pairs(self, progress: Progress) -> dict[str, Tensor]:
         """What `own_pairs` finds in the events, read once."""
         if not any(task.ranking.own for task in self.job.tasks.values()):
             return {}
-        reader = open_reader(self.job, "events", self.device)
-        return own_pairs(self.job.data_schema, reader, self.watchdog.beat)
+        if "events" not in self._found:
+            self._found["events"] = self._read_beside("events", own_pairs, progress)
+        return self._found["events"]
 
-    def _known(self, split: Split) -> dict[str, Tensor]:
+    def _known(self, split: Split, progress: Progress) -> dict[str, Tensor]:
         """What `known_pairs` finds in a split, read once; nothing in one without files."""
         if not getattr(self.job.data, split):
             return {name: torch.empty(0, dtype=torch.int64) for name in self.job.tasks}
         if split not in self._found:
-            reader = open_reader(self.job, split, self.device, training=False)
-            self._found[split] = known_pairs(self.job.data_schema, reader, self.watchdog.beat)
+            self._found[split] = self._read_beside(split, known_pairs, progress)
         return self._found[split]
+
+    def _read_beside(
+        self, split: Split, read: Callable[..., dict[str, Tensor]], progress: Progress
+    ) -> dict[str, Tensor]:
+        """What a function reads of a split besides the one that is scored."""
+        reader = open_reader(self.job, split, self.device, training=False)
+        told = split in self.skipped
+        skipped = Skipped(reader, (lambda _: None) if told else progress.say)
+        self.skipped.setdefault(split, skipped)
+
+        def after_batch(batch: Batch) -> None:
+            skipped.after_batch(batch.lost)
+            self.watchdog.beat()
+
+        return read(self.job.data_schema, reader, after_batch)
 
     @contextmanager
     def _plain_model(self) -> Iterator[torch.nn.Module]:

@@ -85,12 +85,15 @@ def predict(
     """
     started = time.monotonic()
     torch.use_deterministic_algorithms(job.train.deterministic)
-    model, _ = build_model(job, device)
+    model = build_model(job, device).model
     state = load_model(checkpoint, model)
     model.eval()
     frozen = [t.frozen for t in job.embedding.resolved().values() if t.frozen is not None]
-    vectors = [file for table in frozen for file in table.files()]
-    output = Output(folder, source, state, vectors)
+    beside = {
+        "vectors": [file for table in frozen for file in table.files()],
+        "events": job.data.files("events") if job.model.graph is not None else [],
+    }
+    output = Output(folder, source, state, beside)
     answer: list[Any] = [output.prepare() if is_main() else None]
     dist.broadcast_object_list(answer)
     missing: list[int] = answer[0]
@@ -121,11 +124,11 @@ class Output:
         folder: seen by all ranks.
         source: the input.
         state: of the checkpoint, which it identifies.
-        vectors: files of the frozen tables.
+        beside: by name, what files the scores depend on besides.
     """
 
     def __init__(
-        self, folder: Path, source: Input, state: TrainState, vectors: list[ParquetFile]
+        self, folder: Path, source: Input, state: TrainState, beside: dict[str, list[ParquetFile]]
     ) -> None:
         self.folder = folder
         self.source = source
@@ -138,8 +141,7 @@ class Output:
             "batch_size": source.batch_size,
             "rows_per_part": source.rows_per_part,
         }
-        if vectors:
-            self.manifest["vectors"] = digest(vectors)
+        self.manifest |= {name: digest(files) for name, files in beside.items() if files}
 
     def prepare(self) -> list[int]:
         """Make the folder, or go on in it; returns the parts that are missing.

@@ -332,7 +332,9 @@ class _Candidates:
         return torch.where(there > 0, rank, num_items + 1)
 
 
-def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:
+def own_pairs(
+    schema: Schema, reader: Reader, after_batch: Callable[[Batch], None]
+) -> dict[str, Tensor]:
     """By task with `ranking.own`, what queries that this rank owns have there; a collective.
 
     Returns:
@@ -346,7 +348,7 @@ def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[
         for name, task in schema.tasks.items()
         if task.ranking.own
     }
-    read = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], beat)
+    read = read_pairs(reader, [pair for pairs in wanted.values() for pair in pairs], after_batch)
     found = {
         name: _owned([read[pair] for pair in pairs], schema.num_items(name))
         for name, pairs in wanted.items()
@@ -361,7 +363,9 @@ def own_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[
     return found
 
 
-def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dict[str, Tensor]:
+def known_pairs(
+    schema: Schema, reader: Reader, after_batch: Callable[[Batch], None]
+) -> dict[str, Tensor]:
     """By task, the pairs in some data whose queries this rank owns; a collective.
 
     Returns:
@@ -373,7 +377,7 @@ def known_pairs(schema: Schema, reader: Reader, beat: Callable[[], None]) -> dic
             chosen = batch.mask[:, t]
             pair = batch.ids(task.query[0])[chosen], batch.ids(task.item[0])[chosen]
             found[name].append(pair)
-        beat()
+        after_batch(batch)
     return {name: _owned(parts, schema.num_items(name)) for name, parts in found.items()}
 
 

@@ -61,7 +61,7 @@ class Trainer:
         self.schema = job.data_schema
         torch.use_deterministic_algorithms(job.train.deterministic)
         self.num_steps = self._open()
-        self.model, self.plan = build_model(job, device)
+        self.model, self.plan, self.events = build_model(job, device)
         self.balancer: Balancer = self.model.module.balancer  # pyright: ignore
         self.balancer.begin(self.num_steps)
         self.optimizer = StepOptimizer(job.train.optimizer, self.model, self.num_steps)
@@ -102,6 +102,8 @@ class Trainer:
         """When training began, had it not been interrupted, in seconds of `time.monotonic`."""
         self.evaluator = Evaluator(job, self.model, self.pipeline, self.watchdog, device)
         self.skipped = self.evaluator.skipped
+        if self.events is not None:
+            self.skipped["events"] = self.events
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, from the latest checkpoint if there is one; returns result.json."""
@@ -172,6 +174,9 @@ class Trainer:
     def _require_same_data(self) -> None:
         mend = "give back its files and settings, or train into a new run folder"
         self.reader.require(self.state.data, "the checkpoint to resume", mend)
+        if self.events is not None:
+            whose, what = "the checkpoint to resume", "the graph's data (data.events)"
+            self.events.reader.require(self.state.events, whose, mend, what)
 
     def _restart_clock(self) -> None:
         """Count no time since the last step as training."""
@@ -180,7 +185,8 @@ class Trainer:
     def _batches(self, epochs: int, progress: Progress) -> "_Batches":
         """The reader's batches from the state's position on."""
         self.pipeline.reset()  # the plain one does not begin again by itself
-        self.state = replace(self.state, data=self.reader.identity)
+        events = self.events.reader.identity if self.events is not None else {}
+        self.state = replace(self.state, data=self.reader.identity, events=events)
         self.skipped["train"] = Skipped(
             self.reader, progress.say, self.state.skipped_files, self.state.skipped_rows
         )

@@ -150,7 +150,7 @@ def mixed(data: Data) -> Mixed:
     # Not Adagrad, whose state would have each combination move less than the one before.
     settings["embedding__optimizer"] = {"name": "sgd", "lr": 100.0}
     job = small_job(Path(data[0].data.source), **settings)
-    return job, build_model(job, torch.device("cpu"))[0]
+    return job, build_model(job, torch.device("cpu")).model
 
 
 def with_padding(batch: Batch) -> Batch:

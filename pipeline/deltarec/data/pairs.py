@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltarec.data.batch import Position
+from deltarec.data.batch import Batch, Position
 from deltarec.data.reader import Reader
 
 
 def read_pairs(
-    reader: Reader, features: Sequence[tuple[str, str]], beat: Callable[[], None] = lambda: None
+    reader: Reader, features: Sequence[tuple[str, str]], after_batch: Callable[[Batch], None]
 ) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
     """By two features of one id, the ids of all rows of the reader's share that have both.
 
     Args:
         reader: of the data.
         features: by two.
-        beat: told of progress.
+        after_batch: told of each batch that was read.
 
     Returns:
         Two int64 tensors of equal length each, rows in their order.
@@ -33,7 +33,7 @@ def read_pairs(
         for first, second in features:
             there = (ids[first] >= 0) & (ids[second] >= 0)
             found[first, second].append((ids[first][there], ids[second][there]))
-        beat()
+        after_batch(batch)
     return {
         pair: (torch.cat([none, *(a for a, _ in parts)]), torch.cat([none, *(b for _, b in parts)]))
         for pair, parts in found.items()

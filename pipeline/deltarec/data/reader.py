@@ -162,7 +162,9 @@ class Reader:
             "seed of the shuffle": self.order.seed,
         }
 
-    def require(self, identity: dict[str, int | str | None], whose: str, mend: str) -> None:
+    def require(
+        self, identity: dict[str, int | str | None], whose: str, mend: str, what: str = "the data"
+    ) -> None:
         """Find out whether a position in data of that identity means the same in these.
 
         Raises:
@@ -171,7 +173,7 @@ class Reader:
         for name, here in self.identity.items():
             if identity.get(name) != here:
                 raise ValueError(
-                    f"the data are not those of {whose}: {name}: {identity.get(name)} there, "
+                    f"{what} are not those of {whose}: {name}: {identity.get(name)} there, "
                     f"{here} here; {mend}"
                 )
 
