@@ -190,6 +190,14 @@ def test_what_ends_a_rank_is_answered(shop: Path, tmp_path: Path):
     assert "column 'age': a null, NaN or infinite value at row " in error["messages"][0]
 
 
+def test_what_ends_a_rank_is_said_last(shop: Path, tmp_path: Path):
+    """The launcher, which knows no more, does not add to it."""
+    done = deltarec("train", "--config", shop / "job.yaml", "--run-dir", tmp_path, "--nproc", 1,
+                    "--set", "features.age.on_invalid=error")  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("deltarec: error: "), done.stderr
+
+
 def test_what_is_wrong_inside_is_answered_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -21,6 +21,7 @@ from deltarec.config import (
 )
 from deltarec.embeddings.policies import HashedRows
 from deltarec.job import Job
+from deltarec.optimizers import SGD, Adam
 from deltarec.text.encode import EncodeJob
 from deltarec.text.tokenise import TokeniseJob
 from tests.conftest import ROOT
@@ -496,3 +497,10 @@ def test_the_small_configuration_is_plain_yaml(tmp_path: Path):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     assert load(Job, path, [f"data.source={tmp_path}"]) == small_job(tmp_path)
+
+
+def test_a_section_without_a_name_changes_the_default_member(tmp_path: Path):
+    job = small_job(tmp_path, train__optimizer={"dense": {"weight_decay": 0.1}})
+    assert job.train.optimizer.dense == Adam(name="adam", lr=1e-3, weight_decay=0.1)
+    job = small_job(tmp_path, train__optimizer={"dense": {"name": "sgd", "lr": 0.5}})
+    assert job.train.optimizer.dense == SGD(name="sgd", lr=0.5)

@@ -496,8 +496,9 @@ def _check_names_and_sizes(
                     f"{source}: this checkpoint has no '{key}': it is of another model"
                 )
             if tuple(stored[key]) != tuple(value.size()):
+                of_table = isinstance(value, ShardedTensor)
+                cut = "; of a table they depend on column_block and precision" if of_table else ""
                 raise ValueError(
                     f"{source}: '{key}' is {tuple(stored[key])} in this checkpoint, "
-                    f"{tuple(value.size())} in the model; steps and row-wise state depend on the "
-                    "column cut (column_block), codes on the precision"
+                    f"{tuple(value.size())} in the model: it is of another model{cut}"
                 )

@@ -29,6 +29,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -50,6 +51,7 @@ class Config(BaseModel):
             unknown = [key for key in data if key not in cls.model_fields]
             if unknown:
                 raise ValueError("; ".join(_unknown(key, cls.model_fields) for key in unknown))
+            data = {key: _chosen(cls.model_fields[key], value) for key, value in data.items()}
         return data
 
 
@@ -57,6 +59,15 @@ class Part(Protocol):
     """What a registry holds: a class with a `Config` whose `name` is its key in the registry."""
 
     Config: type[Config]
+
+
+def _chosen(field: FieldInfo, value: Any) -> Any:
+    """A section that names no member changes the member that the field has by default."""
+    for mark in field.metadata:
+        is_section = isinstance(mark, OneOf) and isinstance(value, dict)
+        if is_section and mark.key not in value and isinstance(field.default, Config):
+            return field.default.model_dump(exclude_unset=True) | value
+    return value
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -198,6 +209,29 @@ _Dumper.add_representer(  # "${" begins an interpolation
     str,
     lambda dumper, text: dumper.represent_str(re.sub(r"(\\*)\$\{", r"\1\1\\${", text)),
 )
+
+
+def differences(there: Config, here: Config) -> dict[str, tuple[Any, Any]]:
+    """By key, what two configurations have in which they differ; None where a key is absent."""
+    left, right = (_leaves(config.model_dump(mode="json")) for config in (there, here))
+    keys = dict.fromkeys([*left, *right])
+    pairs = {key: (left.get(key), right.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def describe(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first of some differences."""
+    shown = [f"{key} is {a!r} there, {b!r} here" for key, (a, b) in differences.items()]
+    return "; ".join([*shown[:3], *["…"] * (len(shown) > 3)])
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def fingerprint(config: Config) -> str:

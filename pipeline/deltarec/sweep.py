@@ -59,7 +59,7 @@ class Run:
         mend = "give another --run-dir, or remove that folder"
         there = configuration.load(Job, saved)
         if there != self.job:
-            why = _difference(there, self.job)
+            why = configuration.describe(configuration.differences(there, self.job))
             raise ValueError(f"{self.path} has a run of another configuration ({why}); {mend}")
         file = self.path / "result.json"
         if not file.is_file():
@@ -391,20 +391,3 @@ def _decides(jobs: Sequence[Job], text: str | None) -> tuple[str, Key]:
     if f"{task}/{metric}" not in known:  # models of one task stand beside those of several
         raise ValueError(f"--metric {text}: expected one of {', '.join(known)}")
     return split, Key(task, "all", metric)
-
-
-def _difference(there: Job, here: Job) -> str:
-    """The first keys in which two configurations differ."""
-    left, right = _leaves(there.model_dump(mode="json")), _leaves(here.model_dump(mode="json"))
-    keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-    shown = [f"{key} is {left.get(key)!r} there, {right.get(key)!r} here" for key in keys[:3]]
-    return "; ".join(shown + ["…"] * (len(keys) > 3))
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _leaves(value, f"{path}.{key}" if path else str(key))
-    return found

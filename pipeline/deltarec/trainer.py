@@ -38,6 +38,7 @@ from deltarec.metrics import larger_is_better
 from deltarec.metrics.table import overall, render
 from deltarec.optimizers import StepOptimizer
 from deltarec.progress import Progress
+from deltarec.resuming import require_same_job
 from deltarec.run_folder import RunFolder
 from deltarec.skipped import Skipped
 from deltarec.summary import all_counts, embedding_bytes, peak_memory_bytes, versions
@@ -156,12 +157,13 @@ class Trainer:
 
     def _begin(self, say: Callable[[str], None]) -> bool:
         """Put everything where the latest checkpoint left it; returns whether there is one."""
-        self.run.write("config.yaml", configuration.dump(self.job))
-        self.run.write("plan.txt", self.plan)
         latest = self.checkpoints.find("latest")
         if latest:
+            require_same_job(self.run.path, self.job)
             self.state = self.checkpoints.load("latest")
             say(f"goes on from {latest}")
+        self.run.write("config.yaml", configuration.dump(self.job))
+        self.run.write("plan.txt", self.plan)
         self.run.rewind(self.state.step, self.state.scored)
         if self.quantised:
             say(deltarec_kernels.describe())

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -42,6 +43,8 @@ def launch(options: argparse.Namespace) -> Answer | None:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    # It repeats, in lines of its own, what the ranks have said.
+    logging.getLogger(SignalException.__module__).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; ranks divide the cores later
     with tempfile.TemporaryFile("w+") as file:
         try:
