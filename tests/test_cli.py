@@ -362,6 +362,29 @@ def test_prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert refusal(capsys, *command) == f"{target}: already there; remove it or give another folder"
 
 
+def test_prepare_a_log_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, target = tmp_path / "log.parquet", tmp_path / "made"
+    days = pa.array([f"2026-01-{day:02}" for day in range(1, 21)]).cast(pa.date32())
+    kinds = ["view", "buy"] * 10
+    pq.write_table(
+        pa.table({"user": [7] * 20, "item": range(20), "time": days, "kind": kinds}), source
+    )
+    command = ["prepare", "own-events", str(source), str(target), "--json"]
+    for option in (
+        "valid_from=2026-01-11",
+        "test_from=2026-01-16",
+        "histories={bought: {column: kind, value: buy}}",
+        "behaviours={view: {column: kind, value: view}}",
+    ):
+        command += ["--set", option]
+    assert main(command) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"] == {"train": 10, "valid": 5, "test": 5}
+    assert answer["table_sizes"] == {"user": 8, "item": 20}
+    rows = {row["item"]: row for row in pq.read_table(target / "test").to_pylist()}
+    assert rows[16]["bought"] == [1, 3, 5, 7, 9, 11, 13, 15] and rows[16]["view"] == 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

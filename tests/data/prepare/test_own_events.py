@@ -10,7 +10,7 @@ import pytest
 
 from deltarec.config import validate
 from deltarec.data.prepare import OwnEvents, own_events
-from deltarec.data.prepare.dataset import prepare
+from deltarec.data.prepare.dataset import prepare, prepare_once
 from tests.data.prepare.test_event_log import (
     CLICK,
     SHOWN,
@@ -105,6 +105,18 @@ def test_rows_have_the_histories_of_the_slow_routine(
             "histories.likes: no event has 7 in column 'liked'",
         ),
         ({"user": "price"}, "column 'price' is double; users need to be integers or strings"),
+        (
+            {"histories": {"clicks": {"column": "kind", "value": "click"}}},
+            "histories.clicks.value: got 'click', but column 'kind' is int8",
+        ),
+        (
+            {"histories": {}, "behaviours": {"views": {"column": "thing"}}},
+            "behaviours.views.value: got 1, but column 'thing' is string",
+        ),
+        (
+            {"valid_from": "2026-01-01", "test_from": "2026-02-01"},
+            "column 'time' is uint32; valid_from and test_from need to be a number",
+        ),
         ({"test_from": 900}, "no event of the test data; mend valid_from 30 and test_from 900"),
     ],
 )
@@ -121,7 +133,9 @@ def test_a_user_of_no_name_is_refused(tmp_path: Path):
     table = pq.read_table(file)
     users = [None, *table["user"].to_pylist()[1:]]
     pq.write_table(table.set_column(0, "user", pa.array(users)), file)
-    with pytest.raises(ValueError, match="column 'user' has nulls: every event needs a user"):
+    with pytest.raises(
+        ValueError, match="column 'user' has 1 nulls among 150 rows: every event needs a user"
+    ):
         prepare(options(), tmp_path, tmp_path / "out")
 
 
@@ -177,5 +191,94 @@ def test_columns_may_stand_in_another_order(tmp_path: Path):
 def test_an_event_without_a_time(tmp_path: Path):
     table = pa.table({"user": [1, 2], "time": [1, None], "thing": [1, 2], "kind": [0, 0]})
     pq.write_table(table.append_column("liked", pa.array([True, False])), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="column 'time' has nulls: every event needs a time"):
+    with pytest.raises(
+        ValueError, match="column 'time' has 1 nulls among 2 rows: every event needs a time"
+    ):
         prepare(options(), tmp_path, tmp_path / "out")
+
+
+def write_dated_log(folder: Path) -> None:
+    """The same log with timestamps, names of kinds, and whole numbers for items."""
+    write_log(folder)
+    for file in folder.glob("*.parquet"):
+        table = pq.read_table(file)
+        seconds = pa.array(table["time"].to_numpy().astype("datetime64[s]"))
+        kinds = pa.array([["view", "buy", None][kind] for kind in table["kind"].to_pylist()])
+        things = pa.array([int(name.split()[1]) for name in table["thing"].to_pylist()])
+        for name, column in (("time", seconds), ("kind", kinds), ("thing", things)):
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        pq.write_table(table, file)
+
+
+def test_timestamps_and_names_of_types(tmp_path: Path):
+    write_log(tmp_path / "log")
+    write_dated_log(tmp_path / "dated")
+    around = {"around": "buys", "each_side": 2, "max_gap": 9}
+    both: list[dict[str, Any]] = [
+        {"buys": {"column": "kind", "value": 1}, "views": {"column": "kind", "value": 0, **around}},
+        {
+            "buys": {"column": "kind", "value": "buy"},
+            "views": {"column": "kind", "value": "view", **around},
+        },
+    ]
+    bounds = {"valid_from": "1970-01-01T00:00:30", "test_from": "1970-01-01T00:00:40+00:00"}
+    prepare(options(histories=both[0]), tmp_path / "log", tmp_path / "out")
+    prepare(options(histories=both[1], **bounds), tmp_path / "dated", tmp_path / "dated_out")
+    for split in ("train", "valid", "test"):
+        plain = pq.read_table(tmp_path / "out" / split)
+        dated = pq.read_table(tmp_path / "dated_out" / split)
+        for name in ("buys", "views"):
+            number = lambda names: [int(n.split()[1]) for n in names]  # noqa: E731
+            wanted = plain[name].to_pylist()
+            nested = [[number(x) if isinstance(x, list) else x for x in row] for row in wanted]
+            flat = [number(row) if name == "buys" else row for row in nested]
+            assert dated[name].to_pylist() == flat
+    summary = json.loads((tmp_path / "dated_out" / "dataset.json").read_text())
+    assert summary["table_sizes"] == {"thing": 400}
+
+
+def test_a_column_for_each_behaviour(tmp_path: Path):
+    write_dated_log(tmp_path / "log")
+    behaviours = {name: {"column": "kind", "value": name} for name in ("view", "buy")}
+    bounds = {"valid_from": "1970-01-01T00:00:30", "test_from": "1970-01-01T00:00:40"}
+    made = options(histories={}, behaviours=behaviours, **bounds)
+    prepare(made, tmp_path / "log", tmp_path / "out")
+    rows = [
+        r
+        for s in ("train", "valid", "test")
+        for r in pq.read_table(tmp_path / "out" / s).to_pylist()
+    ]
+    assert len(rows) == 400 and {row["kind"] for row in rows} == {"view", "buy", None}
+    for row in rows:
+        for name in ("view", "buy"):
+            assert row[name] == (row["thing"] if row["kind"] == name else None)
+
+
+def test_one_file_and_files_that_are_none(tmp_path: Path):
+    write_log(tmp_path / "log")
+    first = min((tmp_path / "log").glob("*.parquet"))
+    prepare(options(), first, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["rows"]["train"] < 150
+    (tmp_path / "log" / "2026-01-03.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2026-01-03\.parquet: not a readable Parquet file"):
+        prepare(options(), tmp_path / "log", tmp_path / "other")
+    with pytest.raises(ValueError, match="nowhere: there is no such file or folder"):
+        prepare(options(), tmp_path / "nowhere", tmp_path / "other")
+    empty = pq.read_table(first).slice(0, 0)
+    (tmp_path / "empty").mkdir()
+    pq.write_table(empty, tmp_path / "empty" / "0.parquet")
+    with pytest.raises(ValueError, match="empty: the log has no rows"):
+        prepare(options(), tmp_path / "empty", tmp_path / "other")
+
+
+def test_a_log_that_has_grown_is_prepared_anew(tmp_path: Path):
+    write_log(tmp_path / "log")
+    once = prepare_once(options(), tmp_path / "log", tmp_path / "root")
+    assert prepare_once(options(), tmp_path / "log", tmp_path / "root") == once
+    more = pq.read_table(min((tmp_path / "log").glob("*.parquet")))
+    pq.write_table(more, tmp_path / "log" / "2026-01-03.parquet")
+    again = prepare_once(options(), tmp_path / "log", tmp_path / "root")
+    rows = [json.loads((f / "dataset.json").read_text())["rows"]["train"] for f in (once, again)]
+    assert rows[0] < rows[1]
+    with pytest.raises(ValueError, match="already there; remove it or give another folder"):
+        prepare(options(), tmp_path / "log", once)

@@ -64,6 +64,13 @@ class Dataset(Config):
             ValueError: a raw file is missing.
         """
 
+    def files(self, source: Path) -> dict[str, int]:
+        """Names and bytes of raw files that may change: others are another dataset.
+
+        Public data are what they are.
+        """
+        return {}
+
     def count_rows(self, target: Path) -> dict[str, int]:
         """The rows of each split that was written."""
         files = {split: (target / split).glob("*.parquet") for split in SPLITS}
@@ -98,6 +105,7 @@ def prepare(dataset: Dataset, source: Path, target: Path) -> None:
             "dataset": dataset.dataset,
             "options": dataset.model_dump(mode="json"),
             "source": str(source),
+            "files": dataset.files(source),
             "rows": rows,
             **facts,
         }
@@ -112,13 +120,14 @@ def prepare(dataset: Dataset, source: Path, target: Path) -> None:
 
 
 def _is_there(dataset: Dataset, source: Path, target: Path) -> bool:
-    """Whether a folder has the dataset with these very options, of this source."""
+    """Whether a folder has the dataset with these very options, of this source as it is."""
     summary = target / "dataset.json"
     if not summary.is_file():
         return False
     found = json.loads(summary.read_text())
     same_options = found["options"] == dataset.model_dump(mode="json")
-    return same_options and Path(found["source"]).resolve() == source.resolve()
+    same_source = Path(found["source"]).resolve() == source.resolve()
+    return same_options and same_source and found.get("files") == dataset.files(source)
 
 
 def prepare_once(dataset: Dataset, source: Path, root: Path) -> Path:
@@ -127,7 +136,8 @@ def prepare_once(dataset: Dataset, source: Path, root: Path) -> Path:
     Raises:
         ValueError: a raw file is missing.
     """
-    options = json.dumps([dataset.model_dump(mode="json"), str(source.resolve())], sort_keys=True)
+    known = [dataset.model_dump(mode="json"), str(source.resolve()), dataset.files(source)]
+    options = json.dumps([part for part in known if part], sort_keys=True)
     name = f"{dataset.dataset}-{hashlib.sha256(options.encode()).hexdigest()[:8]}"
     target = root / name
     if not target.exists():
