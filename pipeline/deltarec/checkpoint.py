@@ -81,6 +81,8 @@ class TrainState:
     """Likewise of the events that a graph was made of."""
     skipped_rows: int = 0
     skipped_files: list[str] = field(default_factory=list)
+    invalid: dict[str, int] = field(default_factory=dict)
+    """Values mended by each policy, by `FEATURE.POLICY`."""
     partitions: list[str] = field(default_factory=list)
     """Of a stream, those trained on, in that order."""
     partition: str | None = None

@@ -16,7 +16,9 @@ PANELS = {
     "weight/": "weight",
 }
 WINDOW = 25
-"""Logged steps around a point of a smoothed line."""
+"""Logged steps around a point of a smoothed line, or a tenth of all if these are few."""
+DASHES = ["-", "--", "-.", ":"]
+"""So that lines that coincide are all seen."""
 
 Series = dict[str, list[tuple[int, float]]]
 
@@ -48,19 +50,25 @@ def draw_conflicts(folder: Path, say: Callable[[str], None]) -> None:
     size = (9, 2.6 * len(panels) + 0.4)
     figure = figure_module.Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+    logged = max(len(points) for points in found.values())
+    window = max(1, min(WINDOW, logged // 10))
     for (prefix, title), panel in zip(panels.items(), axes, strict=True):
-        for name in _names(found, prefix):
+        for number, name in enumerate(_names(found, prefix)):
             steps, values = zip(*found[name], strict=True)
             label = name.removeprefix(prefix).replace("/", " and ")
-            (line,) = panel.plot(steps, _smooth(values), label=label, linewidth=1.5)
-            panel.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
+            dash = DASHES[number % len(DASHES)]
+            smooth = _smooth(values, window)
+            (line,) = panel.plot(steps, smooth, label=label, linewidth=1.5, linestyle=dash)
+            if window > 1:
+                panel.plot(steps, values, color=line.get_color(), alpha=0.3, linewidth=0.8)
         panel.set_title(title, fontsize="medium")
         if prefix == "gradient_norm/":
             panel.set_yscale("log")
         panel.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
         panel.grid(alpha=0.3)
     axes[0].axhline(0, color="black", linewidth=0.8)
-    axes[-1].set_xlabel("step")
+    of = f"; bold: the mean over {window} logged steps" if window > 1 else ""
+    axes[-1].set_xlabel(f"step{of}")
     partial = folder / f"partial-{NAME}"
     figure.savefig(partial)
     partial.replace(folder / NAME)
@@ -70,8 +78,8 @@ def _names(found: Series, prefix: str) -> list[str]:
     return [name for name in found if name.startswith(prefix)]
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def _smooth(values: Sequence[float], window: int) -> list[float]:
     """The mean of the values around each."""
-    half = WINDOW // 2
+    half = window // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -215,12 +215,12 @@ def _score(
     mine = prefetched(source.read(shares[rank()]), depth=2)
     tables: list[pa.Table] = []
     invalid: Counter[str] = Counter()
-    for step, count in enumerate(num_rows):
+    for count in num_rows:
         rows = next(mine, None)
         batch = source.empty() if rows is None else rows.batch
         batch = model.module.assignments.find(batch)  # pyright: ignore
         _, (_, logits) = model(batch.to(device))
-        progress.update(count, "" if (step + 1) % progress.every else f"step {step + 1}")
+        progress.update(count)
         if rows is None:
             continue
         scores = predictions(logits, job.tasks)[: len(rows.span)].cpu().numpy()

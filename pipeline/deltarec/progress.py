@@ -10,22 +10,24 @@ from deltarec.distributed import is_main
 
 
 class Progress:
-    """A bar on a terminal; a plain line every so often elsewhere. Only the main rank shows it.
+    """A bar on a terminal; plain lines elsewhere: each note, and once a minute without one.
+
+    Only the main rank shows it.
 
     Args:
         label: what is going on.
         total: samples at the end.
         done: samples already done when this began.
-        every: steps between two plain lines.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, every: int = 100) -> None:
+    SECONDS = 60.0
+    """Between two plain lines, if there is nothing to note."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label = label
         self.total = total
         self.done = done
-        self.every = every
-        self.steps = 0
-        self.start = time.monotonic()
+        self.start = self.told = time.monotonic()
         self.first = done
         self.bar = None
         if is_main() and sys.stderr.isatty():
@@ -45,18 +47,18 @@ class Progress:
     def update(self, samples: int, note: str = "") -> None:
         """Count one step of so many samples."""
         self.done += samples
-        self.steps += 1
         if self.bar is not None:
             self.bar.update(samples)
             if note:
                 self.bar.set_postfix_str(note)
-        elif note and is_main():
+        elif is_main() and (note or time.monotonic() - self.told > self.SECONDS):
+            self.told = time.monotonic()
             rate = self.samples_per_second
             left = (self.total - self.done) / max(rate, 1e-9)
             share = 100 * self.done / max(self.total, 1)
             print(
                 f"{self.label}: {share:5.1f} % · {self.done:,} samples · {rate:,.0f}/s · "
-                f"{left:,.0f} s left · {note}",
+                f"{left:,.0f} s left{note and f' · {note}'}",
                 flush=True,
             )
 

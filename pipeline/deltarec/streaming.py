@@ -120,7 +120,6 @@ class StreamTrainer(Trainer):
                 profiler.step()
         batches.close()
         progress.close()
-        self.invalid.update(self.reader.invalid)
 
     def _note_done(self, name: str) -> None:
         done = [*self.state.partitions, name]

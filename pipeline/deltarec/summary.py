@@ -90,6 +90,9 @@ def report(result: dict[str, Any]) -> str:
     for split in ("stream", "valid", "test"):
         if split in result:
             lines.append(f"{split}\n{render(result[split])}\n")
+    if result["invalid"]:
+        mended = ", ".join(f"{name} {count:,}" for name, count in result["invalid"].items())
+        lines.append(f"values mended or left out in training: {mended}")
     lines.append(
         f"{result['steps']:,} steps, {result['samples']:,} samples, {result['seconds']:.1f} s, "
         f"{result['samples_per_second']:,.0f} samples/s"

@@ -98,7 +98,7 @@ class Trainer:
         self.saturated: set[str] = set()
         self.state = TrainState()
         self.invalid: Counter[str] = Counter()
-        """Values mended so far by each policy, on this rank, by readers that are done with."""
+        """Values mended by each policy on this rank, besides those that the state has."""
         self._started = 0.0
         """When training began, had it not been interrupted, in seconds of `time.monotonic`."""
         self.evaluator = Evaluator(job, self.model, self.pipeline, self.watchdog, device)
@@ -142,7 +142,6 @@ class Trainer:
                     profiler.step()
         batches.close()
         progress.close()
-        self.invalid.update(self.reader.invalid)
         return self._finish(progress)
 
     def _open(self) -> int:
@@ -202,6 +201,7 @@ class Trainer:
         self.checkpoints.after_step()
         batch, skipped = batches.trained(), self.skipped["train"]
         lost = skipped.after_batch(batch.lost)
+        self.invalid.update(batch.invalid)
         self.state = replace(
             self.state,
             step=self.state.step + 1,
@@ -296,6 +296,7 @@ class Trainer:
 
     def _save_and_end(self, supervision: Supervision) -> None:
         supervision.check_now()
+        self._count_invalid()
         self.checkpoints.save(self.state, training_goes_on=False)
         self.checkpoints.wait()
         raise Terminated(f"told to end; step {self.state.step} is saved in {self.run.path}")
@@ -312,7 +313,14 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         goes_on = self.state.step < self.num_steps
+        self._count_invalid()
         self.checkpoints.save(self.state, best=best, training_goes_on=goes_on)
+
+    def _count_invalid(self) -> None:
+        """Put what all ranks have counted into the state; a collective."""
+        invalid = Counter(self.state.invalid) + Counter(all_counts(self.invalid))
+        self.state = replace(self.state, invalid=dict(sorted(invalid.items())))
+        self.invalid.clear()
 
     def _evaluate_and_save(self, progress: Progress) -> bool:
         """Evaluate on the validation data, save; returns whether training should stop early."""
@@ -357,13 +365,14 @@ class Trainer:
 
     def _finish(self, progress: Progress) -> dict[str, Any]:
         self.checkpoints.wait()
+        self._count_invalid()
         measured = self.state.step
         if self.checkpoints.find("best"):
             measured = self.checkpoints.load("best").step
         result: dict[str, Any] = {
             "steps": self.state.step,
             "samples": self.state.samples,
-            "invalid": all_counts(self.invalid),
+            "invalid": self.state.invalid,
             "seconds": round(self.state.seconds, 3),
             "samples_per_second": round(self.state.samples / max(self.state.seconds, 1e-9), 1),
             "peak_memory_bytes": peak_memory_bytes(self.device),

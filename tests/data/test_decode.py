@@ -308,6 +308,12 @@ def test_labels(values: list, kind: str, what: str):
     assert block.invalid == {"t.mask": (~good).sum()}
 
 
+def test_a_column_that_is_no_label():
+    """To leave all samples out is no advice."""
+    found = message({"y": [37, 21, 55]}, tasks={"t": task(kind="binary", label="y")})
+    assert found.endswith("set tasks.t.label to the column that is this task's")
+
+
 @pytest.mark.parametrize("values", [[True, False], pa.array([1, 0], pa.uint8()), [1.0, 0.0]])
 def test_labels_of_every_type(values: Any):
     block = decoded({"y": values}, tasks={"y": task()})

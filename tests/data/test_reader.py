@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -193,15 +194,27 @@ def test_files_may_differ_in_types(tmp_path):
     assert sorted(row for batch in batches for row in check_rows(batch)) == list(range(90))
 
 
-def test_what_was_mended_is_counted_over_an_epoch(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("shuffle_window", [4, 8192])
+def test_what_was_mended_is_counted_once_an_epoch(tmp_path, ranks: int, shuffle_window: int):
+    """Also by readers that begin where others have ended."""
     write(tmp_path, [50], row_group=10)
     features = {"id": make(IdFeature, kind="id", on_invalid="clip")}
-    config = make(ReaderConfig, streams=6)
+    config = make(ReaderConfig, streams=6, shuffle_window=shuffle_window)
     schema = Schema(features, SCHEMA.tasks, None, {"id": 40})
-    readers = [Reader(find(str(tmp_path), ["."]), schema, config, 8, 0, r, 2) for r in range(2)]
-    for each in readers:
-        list(each.read(Position(0, 0), 1))
-    assert sum((each.invalid for each in readers), Counter()) == {"id.clip": 10}
+    files = find(str(tmp_path), ["."])
+
+    def counts(start: Position, steps: int | None = None) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for rank in range(ranks):
+            whole = Reader(files, schema, config, 8, 0, rank, ranks).read(start, 2)
+            found += sum((batch.invalid for batch in islice(whole, steps)), Counter())
+        return found
+
+    assert counts(Position(0, 0)) == {"id.clip": 20}
+    for steps in range(1, 14):
+        end = Position(*divmod(steps, 7)) if steps % 7 == 0 else Position(steps // 7, steps % 7 * 8)
+        assert counts(Position(0, 0), steps) + counts(end) == {"id.clip": 20}, steps
 
 
 def test_more_ranks_than_rows(tmp_path):

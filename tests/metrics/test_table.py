@@ -17,3 +17,16 @@ def test_render() -> None:
         "click  1                -     1.000000               7",
         "price  all                              3.250000  1200",
     ]
+
+
+def test_tasks_without_samples_are_named_alone() -> None:
+    result: Result = {
+        "buy": {"all": {"recall@10": 0.5, "n": 12}, "scenario": {}},
+        "view": {"all": {"recall@20": None, "n": 0}, "scenario": {}},
+    }
+    assert render(result).splitlines() == [
+        "task  scenario  recall@10   n",
+        "buy   all        0.500000  12",
+        "no samples: view",
+    ]
+    assert render({"view": result["view"]}).splitlines()[1] == "view  all               -  0"

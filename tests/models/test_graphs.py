@@ -171,6 +171,18 @@ def test_mesi(task: str):
     assert_alike(of_all, every, leaves)
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0, 1000.0])
+def test_mesi_of_gates_that_are_far_apart(size: float):
+    """All pairs at once are what single pairs are, though the exponentials' products vanish."""
+    torch.manual_seed(0)
+    model = pair_model("mesi").float()
+    users, items = (size * torch.randn(9, len(BEHAVIOURS) * DIM) for _ in range(2))
+    found = model.scores("buy", users, items)
+    wanted = torch.stack([model.score("buy", user.expand_as(items), items) for user in users])
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
 def test_bilinear_and_heads_see_the_sum_of_the_behaviours():
     torch.manual_seed(0)
     for name, options in (("bilinear", {"scale": 0.3}), ("joined", {})):

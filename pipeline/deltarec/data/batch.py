@@ -82,6 +82,8 @@ class Batch(Pipelineable):
     """The position after this batch."""
     lost: Counter[str] = field(default_factory=Counter)
     """How many of this rank's samples lie in damaged parts of files, by path: they are padding."""
+    invalid: Counter[str] = field(default_factory=Counter)
+    """How many values each policy mended in the windows of rows that begin in this rank's share."""
     slices: Tensor | None = None
     """Int64 `[B, S]`, the bucket of each column of `data.slices`, where there are any."""
     fresh: dict[str, Fresh] = field(default_factory=dict)
@@ -169,6 +171,7 @@ def make_batch(
         num_samples=num_samples,
         epoch=epoch,
         next=after,
+        invalid=block.invalid,
         slices=padded("slices") if schema.slices else None,
         placed=_jagged(block, schema.placed, padding),
         nodes=nodes,

@@ -68,7 +68,7 @@ class Block:
     ragged: dict[str, Ragged]
     """Features of lists of ids, by name."""
     invalid: Counter[str] = field(default_factory=Counter)
-    """How many values each policy mended, by `feature.policy`."""
+    """Values that each policy mended, by `feature.policy`; the part with the first row has all."""
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +87,7 @@ class Block:
             {name: column[start:stop] for name, column in self.flat.items()},
             {name: column[start:stop] for name, column in self.ids.items()},
             {name: column.slice(start, stop) for name, column in self.ragged.items()},
+            self.invalid if start == 0 < stop else Counter(),
         )
 
     def blank(self, index: np.ndarray) -> "Block":

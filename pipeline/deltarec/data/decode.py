@@ -205,7 +205,9 @@ class _Decoder:
                         bad,
                         self.index,
                         f"label {numbers[bad.argmax()]} (expected {wanted})",
-                        f"tasks.{name}.on_invalid to mask",
+                        f"tasks.{name}.on_invalid to mask"
+                        if 10 * bad.sum() < 9 * len(bad)
+                        else f"tasks.{name}.label to the column that is this task's",
                     )
                 self.invalid[f"{name}.mask"] += int(bad.sum())
                 mask[:, t] &= ~bad

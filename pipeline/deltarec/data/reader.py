@@ -126,8 +126,6 @@ class Reader:
         self.pin_memory = pin_memory
         self.negatives = negatives
         self._nodes = None if negatives is None else node_slices(schema, rank, num_ranks)
-        self.invalid: Counter[str] = Counter()
-        """Values mended so far by each policy, by `feature.policy`."""
         self.damage = dict(damage or {})
         """What is wrong with files left out, or with some rows lost, as far as this rank has
         read."""
@@ -236,7 +234,6 @@ class Reader:
         for window in prefetched(self._windows(epoch, samples), depth=1):
             blocks = [self._decode(piece) for piece in _joined(window.pieces)]
             block = Block.concat(blocks).take(window.order)
-            self.invalid.update(block.invalid)
             yield block.slice(window.skip, block.num_rows) if window.skip else block
 
     def _windows(self, epoch: int, samples: int) -> Iterator["_Window"]:

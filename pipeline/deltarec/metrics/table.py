@@ -10,11 +10,14 @@ def overall(result: Result) -> Result:
 def render(result: Result) -> str:
     """Draw the result of an evaluation as aligned plain text, one line a task and scenario.
 
-    What is undefined is `-`; what the task does not measure is blank.
+    What is undefined is `-`; what the task does not measure is blank. Tasks without any sample are
+    named below, if there are others.
     """
+    empty = [task for task, measured in result.items() if not measured["all"]["n"]]
+    shown = {t: m for t, m in result.items() if t not in empty or len(empty) == len(result)}
     rows = [
         (task, scenario, values)
-        for task, measured in result.items()
+        for task, measured in shown.items()
         for scenario, values in [("all", measured["all"]), *measured["scenario"].items()]
     ]
     columns = list(dict.fromkeys(name for _, _, values in rows for name in values if name != "n"))
@@ -22,7 +25,10 @@ def render(result: Result) -> str:
     lines = [["task", "scenario", *columns]]
     lines += [[task, scenario, *_cells(values, columns)] for task, scenario, values in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(line, widths) for line in lines)
+    text = [_line(line, widths) for line in lines]
+    if empty and len(empty) < len(result):
+        text.append(f"no samples: {', '.join(empty)}")
+    return "\n".join(text)
 
 
 def _cells(values: Values, columns: list[str]) -> list[str]:

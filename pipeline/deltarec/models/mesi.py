@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from deltarec.models.roles import Fields, PairConfig, PairModel, Side, behaviours_of
 
+VANISHING = 1e-30
+"""A sum of products of exponentials below which single precision has no digits left of it."""
+PAIRS_AT_ONCE = 65_536
+
 
 class MESI(PairModel):
     """The score of behaviour s: scale Σ_k softmax([E^s_u; E^s_i] W + b)_k (E^k_u · E^k_i).
@@ -68,4 +72,11 @@ class MESI(PairModel):
             logits = F.linear(split[:, own], weight, bias)
             factors.append((logits - logits.amax(1, keepdim=True)).exp())  # [n, K]
             sides.append((split * factors[-1].unsqueeze(2)).flatten(1))
-        return self.scale * (sides[0] @ sides[1].T) / (factors[0] @ factors[1].T)
+        total = factors[0] @ factors[1].T
+        found = self.scale * (sides[0] @ sides[1].T) / total
+        if total.numel() and total.amin() < VANISHING:
+            # Two gates are so far apart that all products vanish: such pairs are scored singly.
+            for pairs in (total < VANISHING).nonzero().split(PAIRS_AT_ONCE):
+                query, item = pairs.unbind(1)
+                found[query, item] = self.score(task, queries[query], items[item])
+        return found

@@ -25,7 +25,7 @@ from typing_extensions import TypedDict
 
 from deltarec.config import Config
 from deltarec.progress import Progress
-from deltarec.text.answers import LOG_EVERY, Answers, Outcome
+from deltarec.text.answers import Answers, Outcome
 from deltarec.text.chat import Server
 from deltarec.text.history import History, HistoryConfig
 from deltarec.text.journal import Journal
@@ -127,7 +127,7 @@ def augment(job: AugmentJob) -> Augmented:
     imports = _read_imports(job, prompts.template)
     folder = Path(job.output)
     journal = Journal(Path(job.journal) if job.journal else folder / "journal.jsonl")
-    progress = Progress("augment", len(prompts), every=LOG_EVERY)
+    progress = Progress("augment", len(prompts))
     outcome = Outcome(job.answers, progress)
     try:
         unknown = _take_known(job, prompts, imports, journal, outcome)

@@ -105,7 +105,7 @@ def prepare(dataset: Dataset, source: Path, target: Path) -> None:
             "dataset": dataset.dataset,
             "options": dataset.model_dump(mode="json"),
             "source": str(source),
-            "files": dataset.files(source),
+            **({"files": files} if (files := dataset.files(source)) else {}),
             "rows": rows,
             **facts,
         }
@@ -127,7 +127,7 @@ def _is_there(dataset: Dataset, source: Path, target: Path) -> bool:
     found = json.loads(summary.read_text())
     same_options = found["options"] == dataset.model_dump(mode="json")
     same_source = Path(found["source"]).resolve() == source.resolve()
-    return same_options and same_source and found.get("files") == dataset.files(source)
+    return same_options and same_source and found.get("files", {}) == dataset.files(source)
 
 
 def prepare_once(dataset: Dataset, source: Path, root: Path) -> Path:

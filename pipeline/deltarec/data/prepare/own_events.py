@@ -39,8 +39,7 @@ class EventType(Config):
     """Events of one type."""
 
     column: str
-    """They are those whose value in this column, integers, bools or strings, is `value`; null is
-    none."""
+    """Of integers, bools or strings: events of the type have `value` there; a null is none."""
     value: int | str = 1
 
     def of(self, events: pa.Table) -> NDArray[np.bool_]:
