@@ -395,7 +395,8 @@ def _check_balance(job: "Job") -> None:
     if not isinstance(optimizer.dense, SGD) or optimizer.dense.momentum:
         raise ValueError(
             f"train.optimizer.dense.name: got '{optimizer.dense.name}'; balance adatask is "  # pyright: ignore
-            "itself the dense optimiser, and only 'sgd' without momentum hands its update on"
+            "itself the optimiser, and only 'sgd' without momentum hands its update on: set "
+            "train.optimizer.dense and embedding.optimizer to {name: sgd, lr: …}"
         )
     if optimizer.accumulate > 1 or optimizer.clip_norm is not None:
         raise ValueError(
