@@ -30,3 +30,22 @@ def test_tasks_without_samples_are_named_alone() -> None:
         "no samples: view",
     ]
     assert render({"view": result["view"]}).splitlines()[1] == "view  all               -  0"
+
+
+def test_a_line_for_each_list_of_candidates() -> None:
+    own = {"own_hr@10": 0.25, "own_ndcg@10": 0.125, "popular_hr@10": 0.2, "popular_ndcg@10": 0.1}
+    all_items = {"hr@10": 0.5, "ndcg@10": 0.25}
+    result: Result = {
+        "buy": {"all": {**all_items, "sampled_hr@10": 0.75, **own, "n": 12}, "scenario": {}},
+        "view": {"all": {"hr@10": 0.5, "n": 7}, "scenario": {}},
+    }
+    assert render(result).splitlines() == [
+        "task  scenario  candidates     hr@10   ndcg@10   n",
+        "buy   all       all items   0.500000  0.250000  12",
+        "buy   all       sampled     0.750000",
+        "buy   all       own         0.250000  0.125000",
+        "buy   all       popular     0.200000  0.100000",
+        "view  all                   0.500000             7",
+    ]
+    drawn: Result = {"buy": {"all": {"sampled_hr@10": 0.75, "n": 12}, "scenario": {}}}
+    assert render(drawn).splitlines()[1] == "buy   all       sampled     0.750000  12"
