@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -202,7 +203,10 @@ def write_dated_log(folder: Path) -> None:
     write_log(folder)
     for file in folder.glob("*.parquet"):
         table = pq.read_table(file)
-        seconds = pa.array(table["time"].to_numpy().astype("datetime64[s]"))
+        seconds = pa.array(
+            table["time"].to_numpy().astype("datetime64[s]").astype("datetime64[ns]")
+        )
+        seconds = pc.add(seconds, pa.scalar(999, pa.duration("ns")))
         kinds = pa.array([["view", "buy", None][kind] for kind in table["kind"].to_pylist()])
         things = pa.array([int(name.split()[1]) for name in table["thing"].to_pylist()])
         for name, column in (("time", seconds), ("kind", kinds), ("thing", things)):

@@ -178,12 +178,12 @@ class OwnEvents(Dataset):
                     f"{file}: column '{column}' is missing; the file has {', '.join(schema.names)}"
                 )
         found = schema.field(self.time).type
-        if not (pa.types.is_integer(found) or pa.types.is_temporal(found)):
+        if not (pa.types.is_integer(found) or _is_moment(found)):
             raise ValueError(
                 f"{file}: column '{self.time}' is {found}; it needs to be integers or timestamps"
             )
-        if pa.types.is_temporal(found) != isinstance(self.valid_from, str):
-            wanted = "a date in ISO form" if pa.types.is_temporal(found) else "a number"
+        if _is_moment(found) != isinstance(self.valid_from, str):
+            wanted = "a date in ISO form" if _is_moment(found) else "a number"
             raise ValueError(
                 f"{file}: column '{self.time}' is {found}; valid_from and test_from need to be "
                 f"{wanted}"
@@ -316,10 +316,14 @@ def _plain(found: pa.DataType) -> pa.DataType:
     return found.value_type if pa.types.is_dictionary(found) else found
 
 
+def _is_moment(found: pa.DataType) -> bool:
+    return pa.types.is_timestamp(found) or pa.types.is_date(found)
+
+
 def _times(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Of integers themselves, of timestamps the microseconds since 1970 in UTC."""
-    if pa.types.is_temporal(column.type):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
+    if _is_moment(column.type):
+        column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
     return column.to_numpy()
 
 
