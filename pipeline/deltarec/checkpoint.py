@@ -230,14 +230,12 @@ class Checkpoints:
     def _write(self, tensors: dict[str, Any], what: "_What") -> None:
         name = f"step_{what.state.step:09d}"
         partial = self.folder / f"{name}.partial"
+        self._require_finite(tensors, what.state.step)
         try:
-            self._require_finite(tensors, what.state.step)
             self._on_main(lambda: self._make_room(partial))
             mine = stored_tensors.write(tensors, partial, self._group, self.watchdog)
             sums = checksums.of_all_ranks(mine, self._group)
             self._on_main(lambda: self._publish(partial, name, what, sums))
-        except NotFinite:
-            raise
         except ValueError as error:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)

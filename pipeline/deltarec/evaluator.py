@@ -141,22 +141,20 @@ class Evaluator:
         """What `own_pairs` finds in the events, read once."""
         if not any(task.ranking.own for task in self.job.tasks.values()):
             return {}
-        if "events" not in self._found:
-            self._found["events"] = self._read_beside("events", own_pairs, progress)
-        return self._found["events"]
+        return self._read_beside("events", own_pairs, progress)
 
     def _known(self, split: Split, progress: Progress) -> dict[str, Tensor]:
         """What `known_pairs` finds in a split, read once; nothing in one without files."""
         if not getattr(self.job.data, split):
             return {name: torch.empty(0, dtype=torch.int64) for name in self.job.tasks}
-        if split not in self._found:
-            self._found[split] = self._read_beside(split, known_pairs, progress)
-        return self._found[split]
+        return self._read_beside(split, known_pairs, progress)
 
     def _read_beside(
         self, split: Split, read: Callable[..., dict[str, Tensor]], progress: Progress
     ) -> dict[str, Tensor]:
-        """What a function reads of a split besides the one that is scored."""
+        """What a function reads of a split besides the one that is scored, read once."""
+        if split in self._found:
+            return self._found[split]
         reader = open_reader(self.job, split, self.device, training=False)
         told = split in self.skipped
         skipped = Skipped(reader, (lambda _: None) if told else progress.say)
@@ -166,7 +164,8 @@ class Evaluator:
             skipped.after_batch(batch.lost)
             self.watchdog.beat()
 
-        return read(self.job.data_schema, reader, after_batch)
+        self._found[split] = read(self.job.data_schema, reader, after_batch)
+        return self._found[split]
 
     @contextmanager
     def _plain_model(self) -> Iterator[torch.nn.Module]:

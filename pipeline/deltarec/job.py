@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One job: the tree of all configuration."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,9 +76,12 @@ class DataConfig(Config):
 
     def root(self) -> str:
         """Folder of the Parquet files; prepares them where that has not been done."""
-        if self.prepare is None:
-            return self.source
-        return str(prepare_once(self.prepare, Path(self.source), PREPARED))
+        return self.source if self.prepare is None else str(self._prepared)
+
+    @cached_property
+    def _prepared(self) -> Path:
+        """Looked up once: all splits of a job are of the raw files as they were then."""
+        return prepare_once(self.prepare, Path(self.source), PREPARED)  # pyright: ignore[reportArgumentType]
 
     def files(
         self, split: Split, damaged: Damage | None = None, partition: str | None = None

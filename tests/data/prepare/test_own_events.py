@@ -12,6 +12,7 @@ import pytest
 from deltarec.config import validate
 from deltarec.data.prepare import OwnEvents, own_events
 from deltarec.data.prepare.dataset import prepare, prepare_once
+from deltarec.job import DataConfig
 from tests.data.prepare.test_event_log import (
     CLICK,
     SHOWN,
@@ -286,3 +287,18 @@ def test_a_log_that_has_grown_is_prepared_anew(tmp_path: Path):
     assert rows[0] < rows[1]
     with pytest.raises(ValueError, match="already there; remove it or give another folder"):
         prepare(options(), tmp_path / "log", once)
+
+
+def test_the_splits_of_a_job_are_of_one_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Though the log grows while it trains; the next job has all of it."""
+    monkeypatch.chdir(tmp_path)
+    write_log(tmp_path / "log")
+    first, second = (
+        validate(DataConfig, {"source": str(tmp_path / "log"), "prepare": plain}, "test")
+        for plain in [{"dataset": "own-events", **options().model_dump(exclude_unset=True)}] * 2
+    )
+    root = first.root()
+    more = pq.read_table(min((tmp_path / "log").glob("*.parquet")))
+    pq.write_table(more, tmp_path / "log" / "2026-01-03.parquet")
+    assert first.root() == root != second.root()
+    assert first == second

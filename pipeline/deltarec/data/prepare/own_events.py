@@ -92,7 +92,7 @@ class OwnEvents(Dataset):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        bounds = [_moment(key, getattr(self, key)) for key in ("valid_from", "test_from")]
+        bounds = self._bounds
         if type(self.valid_from) is not type(self.test_from):
             raise ValueError("valid_from and test_from: one is a number, the other a date")
         if bounds[0] >= bounds[1]:
@@ -117,6 +117,11 @@ class OwnEvents(Dataset):
                     f"{', '.join(plain)}"
                 )
         return self
+
+    @property
+    def _bounds(self) -> list[int]:
+        """Where validation and test data begin, in the unit of `_times`."""
+        return [_moment(key, getattr(self, key)) for key in ("valid_from", "test_from")]
 
     @property
     def units_of_a_gap(self) -> int:
@@ -236,8 +241,7 @@ class OwnEvents(Dataset):
 
     def _split(self, time: NDArray) -> NDArray[np.int64]:
         """Of each event, the position of its split."""
-        bounds = [_moment(key, getattr(self, key)) for key in ("valid_from", "test_from")]
-        return np.searchsorted(bounds, time, side="right")
+        return np.searchsorted(self._bounds, time, side="right")
 
     def _tables(self, parts: list[Path], split: str) -> Iterator[pa.Table]:
         for number, path in enumerate(parts):
@@ -355,11 +359,7 @@ def _check_alike(schema: pa.Schema, file: Path, wanted: pa.Schema, first: Path) 
 
 def _read(files: list[Path]) -> Iterator[pa.Table]:
     """In pieces of one schema, without dictionaries, which differ from piece to piece."""
-    fields = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in pq.read_schema(files[0])
-    ]
-    schema = pa.schema(fields)
+    schema = pa.schema([field.with_type(_plain(field.type)) for field in pq.read_schema(files[0])])
     for path in files:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(CHUNK_EVENTS):
